@@ -1,0 +1,83 @@
+"""The contract between a paper's method and the one trainer.
+
+A method is a NamedTuple of pure functions. Every function sees
+
+    variables  {"params": tree, other collections: tree}, as `flax.linen.Module.init` returns them
+    key        a typed key (`jax.random.key`), already folded with the step
+    batch      {"image": uint8 [B, H, W, C], "label": int32 [B], "index": int32 [B], "mask": float32 [B], ...};
+               global arrays, sharded over the mesh; `mask` is 0 on the rows that pad the last evaluation batch
+    given      {stage: variables} of the earlier stages that the method names in `needs`; constants here
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+Array = jax.Array
+Batch = Mapping[str, Array]
+Variables = Mapping[str, Any]
+Given = Mapping[str, Variables]
+
+
+class Sum(NamedTuple):
+    """A weighted sum that adds up over batches and hosts; the metric is value / weight."""
+
+    value: Array
+    weight: Array
+
+
+class Aux(NamedTuple):
+    """What a loss returns beside its scalar: metrics to log, and collections other than params to replace."""
+
+    metrics: Mapping[str, Array]
+    mutable: Mapping[str, Any] = {}
+
+
+class TrainState(NamedTuple):
+    """All that a checkpoint holds of a stage. `ema` is the averaged params, or None."""
+
+    step: Array
+    variables: Variables
+    opt_state: optax.OptState
+    ema: Any
+
+
+class Report(NamedTuple):
+    """What a finished stage has to show: numbers for results.json and pictures to be written as PNG."""
+
+    metrics: Mapping[str, float]
+    images: Mapping[str, np.ndarray]
+
+
+Apply = Callable[[TrainState, Any, Mapping[str, Any]], tuple[TrainState, Mapping[str, Array]]]
+
+
+class Method(NamedTuple):
+    """A paper's method as pure functions; the only thing that the trainer knows.
+
+    init      (key, batch, given) -> variables, with logical axis names as linen metadata
+    loss      (variables, key, batch, given) -> (float32 scalar, Aux)
+    evaluate  (variables, key, batch, given) -> {name: Sum}; deterministic layers, rows weighted by `mask`
+    needs     stages whose variables arrive in `given`
+    sample    (variables, key, labels [B], given, **knobs) -> images [B, H, W, C] in [0, 1]; jitted by the caller
+    optimizer (section, schedule of total steps) -> optax transformation, where the paper has its own
+    step      (state, key, batch, given, apply) -> (state, metrics), where one gradient of one loss is not the
+              method (adversarial, bi-level, a memory per example); `apply(state, grads, mutable)` is the trainer's
+              clip, optimizer and EMA
+    report    (variables, key, data, given) -> Report, measured once on the finished stage; `data` maps a split
+              ("train", "test") to its source
+    """
+
+    init: Callable[..., Variables]
+    loss: Callable[..., tuple[Array, Aux]]
+    evaluate: Callable[..., Mapping[str, Sum]]
+    needs: tuple[str, ...] = ()
+    sample: Callable[..., Array] | None = None
+    optimizer: Callable[..., optax.GradientTransformation] | None = None
+    step: Callable[..., tuple[TrainState, Mapping[str, Array]]] | None = None
+    report: Callable[..., Report] | None = None
