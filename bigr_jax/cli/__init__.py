@@ -1,0 +1,1 @@
+"""The command line `bigr`: one small file per command."""

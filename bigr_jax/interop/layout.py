@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
+
 
 class Entry(NamedTuple):
     """One row of a name table: a published PyTorch name, and where and how its values lie here.
@@ -11,8 +13,9 @@ class Entry(NamedTuple):
     torch   name in the published state_dict
     path    path in the variables, e.g. ("params", "norm", "scale")
     layout  "same"; "linear": (out, in) <-> (in, out); "conv": OIHW <-> HWIO
-    layer   index along the leading axis of a parameter that is stacked over layers; None: not stacked
-    shape   the published shape, where it differs from ours by axes of length one or a split axis; None: as `layout` gives
+    layer   index along the leading axis of a parameter stacked over layers; None: not stacked
+    shape   the published shape, where it differs from ours by axes of length one or by a split
+            axis; None: as `layout` gives
     """
 
     torch: str
@@ -20,3 +23,50 @@ class Entry(NamedTuple):
     layout: str = "same"
     layer: int | None = None
     shape: tuple[int, ...] | None = None
+
+
+UNUSED = "unused"
+
+
+def unused(name: str, shape: tuple[int, ...]) -> Entry:
+    """Returns the row of a published tensor that no computation reads, such as a head left behind.
+
+    Its values travel in the collection "unused", so that the published file can be written back
+    whole; zeros stand in for them when a model that was trained here is written.
+    """
+    return Entry(name, (UNUSED, *name.split(".")), shape=shape)
+
+
+def published_shape(entry: Entry, ours: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns the shape in the published file of a parameter whose shape here is `ours`."""
+    if entry.shape is not None:
+        return entry.shape
+    one = ours if entry.layer is None else ours[1:]
+    if entry.layout == "same":
+        return one
+    if entry.layout == "linear" and len(one) == 2:
+        return one[::-1]
+    if entry.layout == "conv" and len(one) == 4:
+        return (one[3], one[2], one[0], one[1])
+    raise ValueError(f"{entry.torch}: layout {entry.layout!r} does not fit a parameter of {ours}")
+
+
+def inward(entry: Entry, value: np.ndarray, ours: tuple[int, ...]) -> np.ndarray:
+    """Returns the published `value` laid out as the parameter (without the layers' axis)."""
+    one = ours if entry.layer is None else ours[1:]
+    if entry.layout == "linear":
+        value = value.reshape(value.shape[0], -1).T
+    elif entry.layout == "conv":
+        value = value.transpose(2, 3, 1, 0)
+    return value.reshape(one)
+
+
+def outward(entry: Entry, value: np.ndarray) -> np.ndarray:
+    """Returns the parameter `value` (with the layers' axis, if any) laid out as published."""
+    shape = published_shape(entry, value.shape)
+    one = value if entry.layer is None else value[entry.layer]
+    if entry.layout == "linear":
+        one = one.reshape(-1, shape[0]).T
+    elif entry.layout == "conv":
+        one = one.transpose(3, 2, 0, 1)
+    return np.asarray(one, order="C").reshape(shape)

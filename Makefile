@@ -1,0 +1,35 @@
+# make quickstart   from a fresh clone to a trained model and a picture; run again, it goes on
+# make test         what CI runs: ruff, mypy, pytest
+# make test PYTHON=python3.12 VENV=.venv/latest REQUIREMENTS=requirements/latest.txt
+
+PYTHON ?= python3
+VENV ?= .venv
+REQUIREMENTS ?= requirements/min.txt
+WORKERS ?= 2
+BIN := $(VENV)/bin
+
+.PHONY: quickstart test lint clean
+
+quickstart: $(VENV)/run.stamp
+	$(BIN)/bigr train --config=bigr:small --workdir=runs/quickstart
+
+test: lint
+	BIGR_TEST_CACHE=$(CURDIR)/.cache/jax $(BIN)/python -m pytest -n $(WORKERS)
+
+lint: $(VENV)/test.stamp
+	$(BIN)/ruff check
+	$(BIN)/mypy bigr_jax experiments configs
+
+clean:
+	rm -rf $(VENV) .cache build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+$(VENV)/run.stamp: setup.py pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+$(VENV)/test.stamp: setup.py pyproject.toml $(REQUIREMENTS)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--constraint $(REQUIREMENTS) --editable '.[test]'
+	touch $@

@@ -1,0 +1,81 @@
+"""The entry of the command line: finds the command, runs it, and turns mistakes into one line."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+
+import bigr_jax
+from bigr_jax.cli import command
+from bigr_jax.errors import UserError, nearest
+
+# Each is a module of this package with a COMMAND, imported only when it is asked for.
+COMMANDS = {
+    "list": "the experiments, what each claims, and its small command",
+    "show": "the settings of an experiment, with their values",
+    "train": "train an experiment, or go on with it",
+    "eval": "measure a trained experiment again",
+    "sample": "draw a picture grid from a trained experiment",
+    "data": "the data sets that can be fetched, and fetching one",
+    "doctor": "versions, devices, data sets, and what is wrong with them",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs `bigr` on `argv`, the words after the program's name, and returns its exit status.
+
+    0 done; 2 a mistake of the user's, told in one line on stderr; 128 + the signal's number when
+    interrupted. BIGR_DEBUG=1 adds the traceback.
+    """
+    try:
+        _run(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+    except UserError as error:
+        return _say(str(error), 2)
+    except KeyboardInterrupt as error:
+        return _say(str(error) or "interrupted", 128 + getattr(error, "signum", signal.SIGINT))
+    except BrokenPipeError:
+        # The reader, such as `head`, has seen enough; Python would complain once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    return 0
+
+
+def usage() -> str:
+    """Returns what `bigr --help` prints."""
+    rows = "\n".join(f"  {name:<8}{summary}" for name, summary in COMMANDS.items())
+    return (
+        "usage: bigr COMMAND ...\n\n"
+        f"{bigr_jax.__doc__}\n\n"
+        f"{rows}\n\n"
+        "`bigr COMMAND --help` says more; `bigr --version` prints the version.\n\n"
+        "example: bigr train --config=bigr:small"
+    )
+
+
+def _run(argv: list[str]) -> None:
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(usage())
+        return
+    name, *words = argv
+    if name == "--version":
+        print(f"bigr {bigr_jax.__version__}")
+        return
+    if name not in COMMANDS:
+        raise UserError(f"{name!r} is no command{nearest(name, COMMANDS)}; see bigr --help")
+    chosen: command.Command = importlib.import_module(f"bigr_jax.cli.{name}").COMMAND
+    if "-h" in words or "--help" in words:
+        print(command.help_text(chosen))
+        return
+    chosen.run(command.parse(chosen, words))
+
+
+def _say(text: str, status: int) -> int:
+    if os.environ.get("BIGR_DEBUG") == "1":
+        traceback.print_exc()
+    print(f"bigr: {text}", file=sys.stderr)
+    return status

@@ -1,0 +1,45 @@
+"""`bigr train`: trains an experiment, or goes on with it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from absl import flags
+
+from bigr_jax.cli.command import Arguments, Command, cache_compilations
+
+
+def define(values: flags.FlagValues) -> None:
+    """Declares --workdir, --stage and --profile."""
+    flags.DEFINE_string(
+        "workdir", None, "folder of the run; default runs/NAME-VARIANT", flag_values=values
+    )
+    flags.DEFINE_string(
+        "stage", None, "train this stage only; default all, in order", flag_values=values
+    )
+    flags.DEFINE_string(
+        "profile", None, "first and last step to trace for a profiler, 10:13", flag_values=values
+    )
+
+
+def run(arguments: Arguments) -> None:
+    """Trains the stages of an experiment in its work directory."""
+    config = arguments.config()
+    name = f"{Path(config.slug).stem}-{config.variant}"
+    workdir = arguments.flags.workdir or os.path.join("runs", name)
+    cache_compilations()
+    from bigr_jax.train import run
+
+    run.train(config, workdir, arguments.flags.stage, arguments.flags.profile)
+
+
+COMMAND = Command(
+    name="train",
+    summary="Trains the stages of an experiment; run again, it goes on where it stopped.",
+    usage="--config=NAME:VARIANT [--config.KEY=VALUE ...] [--workdir=DIR] [--stage=STAGE]",
+    example="bigr train --config=bigr:small --config.model.depth=4 --workdir=runs/deep",
+    define=define,
+    run=run,
+    config=("--config", "--config.KEY"),
+)

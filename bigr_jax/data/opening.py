@@ -1,0 +1,69 @@
+"""From the `data` section of a config to a source."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+from bigr_jax.data.arrays import open_npz
+from bigr_jax.data.embedded import open_digits, open_fashion_mnist, open_mnist5k
+from bigr_jax.data.folder import open_folder
+from bigr_jax.data.records import open_arrayrecord
+from bigr_jax.data.source import Request, Source
+from bigr_jax.data.tfds_source import open_tfds
+from bigr_jax.errors import UserError, one_of
+
+RAM_LIMIT = 1 << 30
+
+OPENERS: dict[str, Callable[[Request], Source]] = {
+    "mnist5k": open_mnist5k,
+    "digits": open_digits,
+    "fashion_mnist": open_fashion_mnist,
+    "folder:PATH": open_folder,
+    "npz:PATH": open_npz,
+    "arrayrecord:GLOB": open_arrayrecord,
+    "tfds:NAME": open_tfds,
+}
+
+
+def open_source(section: Any, split: str) -> Source:
+    """Returns the source that a config section names.
+
+    section  a ConfigDict or mapping: `source` (a key of OPENERS, with what follows the colon filled
+             in), `size` (side of the square images in pixels), `channels` (1 or 3); optional:
+             `data_dir` (where tensorflow-datasets lie; "" is the environment's TFDS_DATA_DIR) and
+             `ram_limit` (bytes of images above which they are decoded when asked for; 1 GiB)
+    split    "train" or "test"
+
+    Raises UserError where a value is not legal, or the data or a package is missing.
+    """
+    request = _request(section, split)
+    for legal, opener in OPENERS.items():
+        scheme, colon, placeholder = legal.partition(":")
+        if colon and request.source in (scheme, scheme + colon):
+            raise UserError(f"data.source={request.source!r} lacks its {placeholder}: {legal}")
+        if request.source == scheme or (colon and request.source.startswith(scheme + colon)):
+            return opener(request)
+    raise one_of("data.source", request.source, OPENERS)
+
+
+def _request(section: Any, split: str) -> Request:
+    if not hasattr(section, "source"):
+        section = SimpleNamespace(**section)
+    source, size, channels = section.source, section.size, section.channels
+    if split not in ("train", "test"):
+        raise one_of("split", split, ("train", "test"))
+    if channels not in (1, 3):
+        raise one_of("data.channels", channels, (1, 3))
+    if not isinstance(size, int) or size < 1:
+        raise UserError(f"data.size={size!r} is not a side in pixels; legal: an integer from 1")
+    return Request(
+        source=source,
+        argument=source.partition(":")[2],
+        split=split,
+        size=size,
+        channels=channels,
+        data_dir=getattr(section, "data_dir", None) or "",
+        ram_limit=getattr(section, "ram_limit", RAM_LIMIT),
+    )

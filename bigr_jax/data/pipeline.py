@@ -1,0 +1,140 @@
+"""Batches in an order that only the seed and the step decide.
+
+Hosts, threads, prefetching and restarts change nothing: row r of global batch s is position
+s * batch_size + r of one endless sequence, in which each epoch is a permutation of the examples.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections import deque
+from collections.abc import Callable, Generator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import grain
+import numpy as np
+
+from bigr_jax.data.order import Order
+from bigr_jax.data.source import LazySource, Source
+from bigr_jax.errors import UserError
+
+__all__ = ["Batches", "HostBatch", "Order", "eval_batches", "train_batches"]
+
+HostBatch = dict[str, np.ndarray]
+Batches = Generator[HostBatch, None, None]
+# element numbers of this host, int64 [n] -> example indices [n], mask float32 [n]
+_Plan = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+def train_batches(
+    source: Source,
+    batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    prefetch: int = 2,
+    threads: int = 16,
+) -> Batches:
+    """Returns the endless iterator of this process's rows of the global batches from start_step on.
+
+    A batch is {"image": uint8 [b, H, W, C], "label": int32 [b], "index": int32 [b], "mask": float32
+    ones [b]}, b = batch_size / process_count. `prefetch` batches are made ahead in a background
+    thread (0: none); `threads` decode the examples of a LazySource. What the source raises is
+    raised to the consumer; closing the iterator ends the threads. Raises UserError where batch_size
+    does not divide over the processes.
+    """
+    rows = _rows(batch_size, process_index, process_count)
+    order = Order(len(source), seed)
+
+    def plan(elements: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        positions = _positions(elements, rows, process_index, process_count)
+        return order.at(positions), np.ones(len(elements), np.float32)
+
+    steps = range(start_step, sys.maxsize // rows)
+    return _batches(source, plan, rows, steps, prefetch, threads)
+
+
+def eval_batches(
+    source: Source,
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    prefetch: int = 2,
+    threads: int = 16,
+) -> Batches:
+    """Returns the iterator of this process's rows over all examples once, in order.
+
+    Batches are as in `train_batches`, equally many on every process; the last is filled up by
+    repeating the last example with mask 0, which keeps the padding as harmless to a model as data.
+    """
+    rows = _rows(batch_size, process_index, process_count)
+    length = len(source)
+
+    def plan(elements: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        positions = _positions(elements, rows, process_index, process_count)
+        return np.minimum(positions, length - 1), (positions < length).astype(np.float32)
+
+    return _batches(source, plan, rows, range(-(-length // batch_size)), prefetch, threads)
+
+
+def _rows(batch_size: int, process_index: int, process_count: int) -> int:
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"process_index is {process_index} of {process_count} processes")
+    if batch_size < 1 or batch_size % process_count:
+        raise UserError(f"batch_size={batch_size} does not divide over {process_count} processes")
+    return batch_size // process_count
+
+
+def _positions(elements: np.ndarray, rows: int, process: int, processes: int) -> np.ndarray:
+    step, row = np.divmod(elements, rows)
+    return (step * processes + process) * rows + row
+
+
+def _batches(
+    source: Source, plan: _Plan, rows: int, steps: range, prefetch: int, threads: int
+) -> Batches:
+    if isinstance(source, LazySource):
+        return _decoded(source, plan, rows, steps, prefetch, threads)
+
+    def gather(step: int) -> HostBatch:
+        indices, mask = plan(np.arange(step * rows, (step + 1) * rows, dtype=np.int64))
+        return {**source.gather(indices), "index": indices.astype(np.int32), "mask": mask}
+
+    return _ahead(gather, steps, prefetch)
+
+
+def _decoded(
+    source: LazySource, plan: _Plan, rows: int, steps: range, prefetch: int, threads: int
+) -> Batches:
+    def read(element: int) -> dict[str, np.ndarray | np.generic]:
+        indices, mask = plan(np.asarray([element], np.int64))
+        image, label = source.read(int(indices[0]))
+        index = indices.astype(np.int32)[0]
+        return {"image": image, "label": np.int32(label), "index": index, "mask": mask[0]}
+
+    elements = grain.MapDataset.range(steps.start * rows, steps.stop * rows).map(read)
+    ahead = prefetch * rows
+    options = grain.ReadOptions(num_threads=min(threads, ahead), prefetch_buffer_size=ahead)
+    reader = iter(elements.to_iter_dataset(options).batch(rows))
+    with contextlib.closing(reader):
+        yield from _ahead(lambda step: next(reader), steps, prefetch)
+
+
+def _ahead(make: Callable[[int], HostBatch], steps: range, prefetch: int) -> Batches:
+    if prefetch == 0:
+        yield from map(make, steps)
+        return
+    pending: deque[Future[HostBatch]] = deque()
+    with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
+        try:
+            for step in steps:
+                pending.append(pool.submit(make, step))
+                if len(pending) > prefetch:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()

@@ -1,0 +1,206 @@
+"""Published PyTorch weights <-> variables, through one name table per model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from bigr_jax.errors import UserError, nearest, one_of
+from bigr_jax.interop import names_bigr, names_binary_autoencoder, names_patch_discriminator
+from bigr_jax.interop.layout import UNUSED, Entry, inward, outward, published_shape
+from bigr_jax.models import bigr, binary_autoencoder
+
+Path = tuple[str, ...]
+Shape = tuple[int, ...]
+
+
+class _Family(NamedTuple):
+    """What a model class needs: the module of its names, and inputs that initialise it.
+
+    names   has `table(model) -> rows`, and patterns of further names that a file may hold:
+            IGNORED, second names of other tensors, are dropped; CARRIED, constants and counters
+            that nothing reads, are kept in the collection "unused"
+    """
+
+    names: ModuleType
+    inputs: Callable[[Any], tuple[Any, ...]]
+
+
+def _image(model: Any) -> tuple[Any, ...]:
+    return (jnp.zeros((1, model.image_size, model.image_size, model.channels)),)
+
+
+def _patch(model: Any) -> tuple[Any, ...]:
+    return (jnp.zeros((1, 4 * 2**model.layers, 4 * 2**model.layers, model.channels)),)
+
+
+def _tokens(model: Any) -> tuple[Any, ...]:
+    bits = jnp.zeros((1, model.length, model.bits))
+    counts = jnp.ones((1, model.length), jnp.int32)
+    return bits, jnp.zeros((1,), jnp.int32), counts > 0, bits, counts
+
+
+_FAMILIES: Mapping[str, _Family] = {
+    "BinaryAutoencoder": _Family(names_binary_autoencoder, _image),
+    "PatchDiscriminator": _Family(names_patch_discriminator, _patch),
+    "BiGR": _Family(names_bigr, _tokens),
+}
+
+
+def published() -> dict[str, nn.Module]:
+    """Returns the module of every published name, such as "B-AE-d32-512" or "BiGR-L-d24"."""
+    sizes = [(size, bits) for size in ("B", "L", "XL", "XXL") for bits in (16, 20, 24, 32)]
+    generators = {
+        f"BiGR-{size}-d{bits}": bigr.named(size, bits=bits)
+        for size, bits in (*sizes, ("L-512", 32))
+    }
+    return {**binary_autoencoder.PUBLISHED, **generators}
+
+
+def from_torch(model: nn.Module | str, state: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Returns the variables of `model` that hold the published tensors `state`.
+
+    model  a linen module, or the name of a published size such as "BiGR-L-d24" or "B-AE-d24"
+    state  {published name: array}, as `files.read` gives it
+
+    The arrays stay in host memory (NumPy, without partitioning metadata) and keep their dtype and
+    every bit. Tensors that no computation reads go to the collection "unused". Raises one UserError
+    that names every missing tensor, every unknown one and every one of another shape.
+    """
+    label, model = _resolve(model)
+    names = _names(model)
+    _check(label, names, state)
+    flat: dict[Path, Any] = {}
+    for entry in names.entries:
+        value, ours = np.asarray(state[entry.torch]), names.shape(entry)
+        one = inward(entry, value, ours)
+        if entry.layer is None:
+            flat[entry.path] = one
+        else:
+            flat.setdefault(entry.path, np.empty(ours, value.dtype))[entry.layer] = one
+    for name in filter(names.carries, state):
+        flat[(UNUSED, *name.split("."))] = np.asarray(state[name])
+    return unflatten_dict(flat)
+
+
+def to_torch(model: nn.Module | str, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Returns the published tensors {name: array} of the `variables` of `model`.
+
+    It undoes `from_torch` bit for bit; aliases that `from_torch` dropped are not written. Where
+    there is no collection "unused", zeros are written for the tensors that no computation reads.
+    Raises UserError that names every missing parameter, every unknown one and every other shape.
+    """
+    label, model = _resolve(model)
+    names = _names(model)
+    flat = {path: np.asarray(value) for path, value in flatten_dict(nn.unbox(variables)).items()}
+    state = {
+        entry.torch: np.zeros(entry.shape or (), np.float32)
+        for entry in names.entries
+        if entry.path[0] == UNUSED
+    }
+    if UNUSED in variables:
+        state |= {".".join(path[1:]): value for path, value in flat.items() if path[0] == UNUSED}
+    ours = {path: value for path, value in flat.items() if path[0] != UNUSED}
+    _check_paths(label, names, ours)
+    for entry in names.entries:
+        if entry.path[0] != UNUSED:
+            state[entry.torch] = outward(entry, ours[entry.path])
+    return state
+
+
+def shapes(model: nn.Module | str) -> dict[str, Shape]:
+    """Returns {published name: shape} of the file that `from_torch` wants; allocates nothing."""
+    names = _names(_resolve(model)[1])
+    return {entry.torch: names.published(entry) for entry in names.entries}
+
+
+class _Names(NamedTuple):
+    """A model's name table, with the shapes that the model itself gives its parameters."""
+
+    entries: list[Entry]
+    shapes: Mapping[Path, Shape]
+    ignored: tuple[str, ...]
+    carried: tuple[str, ...]
+
+    def shape(self, entry: Entry) -> Shape:
+        return self.shapes.get(entry.path, entry.shape or ())
+
+    def published(self, entry: Entry) -> Shape:
+        return tuple(published_shape(entry, self.shape(entry)))
+
+    def carries(self, name: str) -> bool:
+        return any(re.fullmatch(pattern, name) for pattern in self.carried)
+
+    def ignores(self, name: str) -> bool:
+        return any(re.fullmatch(pattern, name) for pattern in self.ignored)
+
+
+def _resolve(model: nn.Module | str) -> tuple[str, nn.Module]:
+    if not isinstance(model, str):
+        return type(model).__name__, model
+    known = published()
+    if model not in known:
+        raise one_of("model", model, known)
+    return model, known[model]
+
+
+def _names(model: nn.Module) -> _Names:
+    family = _FAMILIES.get(type(model).__name__)
+    if family is None:
+        raise one_of("model", type(model).__name__, _FAMILIES)
+    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), *family.inputs(model)))
+    shapes = {path: leaf.shape for path, leaf in flatten_dict(nn.unbox(variables)).items()}
+    entries = list(family.names.table(model))
+    covered = {entry.path for entry in entries if entry.path[0] != UNUSED}
+    if covered != set(shapes):
+        raise ValueError(f"name table and parameters differ: {sorted(covered ^ set(shapes))}")
+    patterns = (getattr(family.names, kind, ()) for kind in ("IGNORED", "CARRIED"))
+    return _Names(entries, shapes, *patterns)
+
+
+def _check(label: str, names: _Names, state: Mapping[str, np.ndarray]) -> None:
+    wanted = {entry.torch: names.published(entry) for entry in names.entries}
+    missing = [name for name in wanted if name not in state]
+    unknown = [
+        name + nearest(name, missing)
+        for name in state
+        if name not in wanted and not names.carries(name) and not names.ignores(name)
+    ]
+    shapes = [
+        f"{name} is {np.shape(state[name])}, wanted {shape}"
+        for name, shape in wanted.items()
+        if name in state and np.shape(state[name]) != shape
+    ]
+    _raise(f"the weights do not fit {label}", missing, unknown, shapes)
+
+
+def _check_paths(label: str, names: _Names, flat: Mapping[Path, np.ndarray]) -> None:
+    wanted = {"/".join(path): shape for path, shape in names.shapes.items()}
+    given = {"/".join(path): value.shape for path, value in flat.items()}
+    missing = [path for path in wanted if path not in given]
+    unknown = [path for path in given if path not in wanted]
+    shapes = [
+        f"{path} is {given[path]}, wanted {shape}"
+        for path, shape in wanted.items()
+        if path in given and given[path] != shape
+    ]
+    _raise(f"the variables do not fit {label}", missing, unknown, shapes)
+
+
+def _raise(head: str, *problems: Iterable[str]) -> None:
+    kinds = ("missing", "unknown", "of another shape")
+    parts = [
+        f"{len(found)} {kind}: {', '.join(found)}"
+        for kind, found in zip(kinds, map(list, problems), strict=True)
+        if found
+    ]
+    if parts:
+        raise UserError(f"{head}: {'; '.join(parts)}")

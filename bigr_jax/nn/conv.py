@@ -1,0 +1,137 @@
+"""Convolutional blocks of VQGAN-style image autoencoders, channels last.
+
+Source: taming transformers (arXiv 2012.09841) as used by Binary Latent Diffusion (2304.04820).
+Every block maps [batch, height, width, channels] to the same rank.
+"""
+
+from __future__ import annotations
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+Array = jax.Array
+
+# Uniform in +-1/sqrt(fan in), the initialisation that the published autoencoders started from.
+_KERNEL_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+def conv(
+    features: int,
+    size: int,
+    dtype: DTypeLike,
+    name: str,
+    *,
+    strides: int = 1,
+    padding: int | tuple[tuple[int, int], tuple[int, int]] | None = None,
+    use_bias: bool = True,
+    kernel_init: nn.initializers.Initializer = _KERNEL_INIT,
+) -> nn.Conv:
+    """Returns a `size` x `size` convolution; the padding is size // 2 on every side unless given.
+
+    Its kernel is [size, size, in, out] with the logical axes ("conv_in", "conv_out").
+    """
+    return nn.Conv(
+        features,
+        (size, size),
+        strides=strides,
+        padding=size // 2 if padding is None else padding,
+        use_bias=use_bias,
+        dtype=dtype,
+        name=name,
+        kernel_init=nn.with_logical_partitioning(kernel_init, (None, None, "conv_in", "conv_out")),
+        bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ("conv_out",)),
+    )
+
+
+def group_norm(channels: int, groups: int, dtype: DTypeLike, name: str) -> nn.GroupNorm:
+    """Returns a GroupNorm (eps 1e-6, affine, statistics in float32) over `groups` groups.
+
+    Published networks have 32 groups. Where `groups` does not divide the channels of a narrow
+    network, their greatest common divisor is taken: 16 groups for 16 or for 48 channels.
+    """
+    return nn.GroupNorm(
+        math.gcd(groups, channels),
+        epsilon=1e-6,
+        dtype=dtype,
+        name=name,
+        use_fast_variance=False,
+        scale_init=nn.with_logical_partitioning(nn.initializers.ones, ("conv_out",)),
+        bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ("conv_out",)),
+    )
+
+
+class ResBlock(nn.Module):
+    """Two times norm, swish, 3x3 convolution, beside a skip that is 1x1 where the width changes."""
+
+    features: int
+    groups: int = 32
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """x: [batch, height, width, channels] -> [batch, height, width, features]."""
+        h = nn.swish(group_norm(x.shape[-1], self.groups, self.dtype, "norm1")(x))
+        h = conv(self.features, 3, self.dtype, "conv1")(h)
+        h = nn.swish(group_norm(self.features, self.groups, self.dtype, "norm2")(h))
+        h = conv(self.features, 3, self.dtype, "conv2")(h)
+        if x.shape[-1] != self.features:
+            x = conv(self.features, 1, self.dtype, "conv_out")(x)
+        return x + h
+
+
+class AttnBlock(nn.Module):
+    """Single-head attention over all positions, with a norm before and a residual beside it."""
+
+    groups: int = 32
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """x: [batch, height, width, channels] -> the same shape; softmax in float32."""
+        batch, height, width, channels = x.shape
+        h = group_norm(channels, self.groups, self.dtype, "norm")(x)
+        h = h.reshape(batch, height * width, channels)
+        query, key, value = (self._linear(channels, name)(h) for name in ("q", "k", "v"))
+        logits = jnp.einsum("bqc,bkc->bqk", query, key, preferred_element_type=jnp.float32)
+        weights = nn.softmax(logits * channels**-0.5, axis=-1).astype(value.dtype)
+        h = self._linear(channels, "proj_out")(jnp.einsum("bqk,bkc->bqc", weights, value))
+        return x + h.reshape(x.shape)
+
+    def _linear(self, features: int, name: str) -> nn.Dense:
+        return nn.Dense(
+            features,
+            dtype=self.dtype,
+            name=name,
+            kernel_init=nn.with_logical_partitioning(_KERNEL_INIT, ("conv_in", "conv_out")),
+            bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ("conv_out",)),
+        )
+
+
+class Downsample(nn.Module):
+    """Halves height and width: one row of zeros below and one column right, 3x3 with stride 2."""
+
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """x: [batch, 2 h, 2 w, channels] -> [batch, h, w, channels]."""
+        return conv(x.shape[-1], 3, self.dtype, "conv", strides=2, padding=((0, 1), (0, 1)))(x)
+
+
+class Upsample(nn.Module):
+    """Doubles height and width by repeating pixels, then smooths with a 3x3 convolution."""
+
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """x: [batch, h, w, channels] -> [batch, 2 h, 2 w, channels]."""
+        batch, height, width, channels = x.shape
+        x = jnp.broadcast_to(
+            x[:, :, None, :, None, :], (batch, height, 2, width, 2, channels)
+        ).reshape(batch, 2 * height, 2 * width, channels)
+        return conv(channels, 3, self.dtype, "conv")(x)

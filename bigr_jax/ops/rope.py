@@ -1,0 +1,56 @@
+"""Rotary position embedding over a two-dimensional grid.
+
+A position's row turns half of the channel pairs and its column the others, so that the product of
+a query and a key depends on their offset alone. Source: RoFormer (arXiv 2104.09864), in the axial
+form of LlamaGen (arXiv 2406.06525).
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = jax.Array
+
+
+def grid_table(
+    grid: tuple[int, int],
+    head_dim: int,
+    *,
+    prefix: int = 0,
+    zero_prefix: bool = True,
+    base: float = 10000.0,
+) -> np.ndarray:
+    """Returns every channel pair's cosine and sine at `prefix` tokens and a raster of positions.
+
+    With f_j = base^(-4j / head_dim), pair j turns by row * f_j and pair head_dim/4 + j by column *
+    f_j. The prefix (a class token) has no place on the grid: `zero_prefix` gives it zeros, as the
+    published models have. That is no rotation: it erases the token's query and key, so that it is
+    seen with logit zero and itself attends uniformly. False gives it angle zero instead.
+
+    -> float32 [prefix + rows * cols, head_dim / 2, 2]
+    Raises ValueError where 4 does not divide `head_dim`. Source: BiGR (arXiv 2410.14672), code.
+    """
+    if head_dim % 4:
+        raise ValueError(f"head_dim={head_dim}: rotations in two axes need a multiple of 4")
+    frequencies = base ** (-4.0 * np.arange(head_dim // 4) / head_dim)
+    rows, cols = np.indices(grid).reshape(2, -1, 1)
+    angles = np.concatenate([rows * frequencies, cols * frequencies], axis=-1)
+    table = np.stack([np.cos(angles), np.sin(angles)], axis=-1)
+    first = np.zeros((prefix, *table.shape[1:]))
+    first[..., 0] = 0.0 if zero_prefix else 1.0
+    return np.concatenate([first, table]).astype(np.float32)
+
+
+def rotate(x: Array, table: Array | np.ndarray) -> Array:
+    """Turns the channel pairs (2i, 2i+1): (a, b) -> (a cos - b sin, b cos + a sin).
+
+    x: [batch, length, heads, head_dim], table: [length, head_dim / 2, 2] -> as x; in float32.
+    """
+    cos, sin = jnp.moveaxis(jnp.repeat(jnp.asarray(table), 2, axis=1), -1, 0)[:, :, None]
+    # Shifts along the channels, because a TPU would pad a trailing axis of two to a full register.
+    wide = x.astype(jnp.float32)
+    even = np.arange(x.shape[-1]) % 2 == 0
+    partner = jnp.where(even, -jnp.roll(wide, -1, axis=-1), jnp.roll(wide, 1, axis=-1))
+    return (wide * cos + partner * sin).astype(x.dtype)

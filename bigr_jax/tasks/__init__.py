@@ -1,0 +1,1 @@
+"""Whole methods that several papers share: the parts around the idea, ready to train."""

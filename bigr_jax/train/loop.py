@@ -1,0 +1,258 @@
+"""The one training loop: every stage of every method goes through `fit`."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from bigr_jax.api import Array, Given, Method, TrainState
+from bigr_jax.data import Source, eval_batches, train_batches
+from bigr_jax.errors import UserError
+from bigr_jax.ops import flops
+from bigr_jax.train import sharding
+from bigr_jax.train.checkpoints import Checkpoints
+from bigr_jax.train.state import eval_variables
+from bigr_jax.train.status import Status
+from bigr_jax.train.step import Step
+from bigr_jax.train.writer import Metrics
+
+HostBatch = Mapping[str, np.ndarray]
+
+
+class Interrupted(KeyboardInterrupt):
+    """Training was asked to stop (Ctrl-C, SIGTERM) and has saved its state; `signum` says by what."""
+
+    def __init__(self, signum: int, text: str) -> None:
+        super().__init__(text)
+        self.signum = signum
+
+
+class Plan(NamedTuple):
+    """All that `fit` needs to know of a stage.
+
+    total, log_every, eval_every, save_every   in steps; 0 = never
+    optimizer  its name: schedule-free ones are measured at their own average
+    create   () -> the initial TrainState
+    abstract TrainState of shapes and placements, for restoring
+    profile  (first, last) step to trace, or None
+    """
+
+    name: str
+    method: Method
+    step: Step
+    total: int
+    batch_size: int
+    eval_batch_size: int
+    seed: int
+    log_every: int
+    eval_every: int
+    save_every: int
+    optimizer: str
+    create: Callable[[], TrainState]
+    abstract: TrainState
+    profile: tuple[int, int] | None = None
+
+
+def fit(
+    plan: Plan,
+    mesh: Mesh,
+    sources: Mapping[str, Source],
+    given: Given,
+    checkpoints: Checkpoints,
+    metrics: Metrics,
+    directory: str,
+) -> TrainState:
+    """Trains a stage from its newest checkpoint to its last step and returns the state.
+
+    The order within a step is fixed, since resuming depends on it: step, evaluate, save.
+    Raises Interrupted after SIGINT or SIGTERM, with the state saved; UserError when the loss is not finite.
+    """
+    # 1. the newest good checkpoint of this work directory; 2. a fresh state
+    if checkpoints.latest() is None:
+        state = plan.create()
+    else:
+        state, _ = checkpoints.restore(plan.abstract)
+    start = int(state.step)
+    metrics.rewind(plan.name, start)
+    if start >= plan.total:
+        return state
+    root = jax.device_put(jax.random.key(plan.seed), sharding.replicated(mesh))
+    batches = device_batches(
+        train_batches(
+            sources["train"],
+            plan.batch_size,
+            plan.seed,
+            start_step=start,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        ),
+        mesh,
+    )
+    status = Status(plan.name, plan.total)
+    with scope(mesh), stopping() as stop, contextlib.closing(batches), contextlib.closing(status):
+        batch = next(batches)
+        compiled = _compile(plan, state, batch, root, given, status)
+        evaluate = Evaluator(plan, mesh, given)
+        per_step = flops.compiled_flops(compiled)
+        status.start(start, plan.batch_size, per_step, jax.devices()[0])
+        pending: tuple[int, Any] | None = None
+        latest: dict[str, float] = {}
+        for step in range(start + 1, plan.total + 1):
+            with _traced(plan.profile, step, directory), jax.transfer_guard("disallow"):
+                state, now = compiled(state, batch, root, given)
+            begin = time.perf_counter()
+            if step < plan.total and not stop:
+                batch = next(batches)
+            waited = time.perf_counter() - begin
+            # Read one step late: the device works on this step while the host looks at the last one.
+            if pending is not None:
+                _log(plan, pending, metrics, status, waited)
+            pending = (step, now)
+            last = step == plan.total or bool(stop)
+            if last or _due(step, plan.save_every) or _due(step, plan.eval_every):
+                _log(plan, pending, metrics, status, waited)
+                pending = None
+            if step == plan.total or _due(step, plan.eval_every):
+                latest = evaluate(eval_variables(state, plan.optimizer), sources["test"])
+                metrics.write(plan.name, step, {f"test/{k}": v for k, v in latest.items()})
+                status.message(_sentence(plan.name, step, latest))
+            if last or _due(step, plan.save_every):
+                checkpoints.save(step, state, {"step": step, "examples": step * plan.batch_size}, latest)
+            if stop:
+                checkpoints.wait()
+                raise Interrupted(
+                    stop[0], f"stopped at step {step} of {plan.total} of stage {plan.name!r}, saved; "
+                    "the same command goes on from there"
+                )
+    checkpoints.wait()
+    return state
+
+
+class Evaluator:
+    """Measures a stage over a whole source; the program is compiled once.
+
+    Called with (variables, source) it returns {name: value}: sums over all batches and hosts, divided once.
+    """
+
+    def __init__(self, plan: Plan, mesh: Mesh, given: Given) -> None:
+        self._plan, self._mesh, self._given = plan, mesh, given
+        self._run = jax.jit(plan.method.evaluate, out_shardings=sharding.replicated(mesh))
+
+    def __call__(self, variables: Any, source: Source) -> dict[str, float]:
+        key = jax.device_put(jax.random.key(self._plan.seed), sharding.replicated(self._mesh))
+        sums: dict[str, np.ndarray] = {}
+        batches = eval_batches(
+            source,
+            self._plan.eval_batch_size,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        with scope(self._mesh):
+            for index, batch in enumerate(device_batches(batches, self._mesh)):
+                found = self._run(variables, jax.random.fold_in(key, index), batch, self._given)
+                for name, pair in jax.device_get(dict(found)).items():
+                    sums[name] = sums.get(name, np.zeros(2)) + np.array(pair, np.float64)
+        return {name: float(value / max(weight, 1e-12)) for name, (value, weight) in sums.items()}
+
+
+@contextlib.contextmanager
+def scope(mesh: Mesh) -> Iterator[None]:
+    """Makes the mesh and the table of logical names current, so that linen's constraints take effect."""
+    with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.LINEN_RULES):
+        yield
+
+
+def device_batches(batches: Iterator[HostBatch], mesh: Mesh) -> Iterator[dict[str, Array]]:
+    """Yields global arrays, rows over data and fsdp, from each host's own rows."""
+    where = sharding.batch_sharding(mesh)
+    try:
+        for batch in batches:
+            yield {
+                name: jax.make_array_from_process_local_data(where, value)
+                for name, value in batch.items()
+            }
+    finally:
+        close = getattr(batches, "close", None)
+        if close is not None:
+            close()
+
+
+@contextlib.contextmanager
+def stopping() -> Iterator[list[int]]:
+    """Yields a list that holds the signal's number once SIGINT or SIGTERM has asked for a stop.
+
+    A second signal interrupts at once. Outside the main thread signals are left alone.
+    """
+    asked: list[int] = []
+
+    def ask(signum: int, frame: Any) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(signum)
+
+    before = {}
+    try:
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            with contextlib.suppress(ValueError):
+                before[signum] = signal.signal(signum, ask)
+        yield asked
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def _compile(
+    plan: Plan, state: TrainState, batch: Any, root: Array, given: Given, status: Status
+) -> jax.stages.Compiled:
+    status.compiling("the train step")
+    begin = time.perf_counter()
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, plan.abstract)
+    where = next(iter(jax.tree.leaves(shardings))).mesh
+    step = jax.jit(
+        plan.step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(where))
+    )
+    compiled = step.lower(state, batch, root, given).compile()
+    status.compiled(time.perf_counter() - begin)
+    return compiled
+
+
+def _log(
+    plan: Plan, pending: tuple[int, Any], metrics: Metrics, status: Status, waited: float
+) -> None:
+    step, values = pending
+    loss = float(jax.device_get(values["loss"]))
+    if not math.isfinite(loss):
+        raise UserError(
+            f"the loss of stage {plan.name!r} is {loss} at step {step}; the last checkpoint is intact. "
+            "Lower the learning rate, or clip gradients (optimizer.clip)"
+        )
+    status.step(step, loss, waited)
+    if _due(step, plan.log_every) or step == plan.total:
+        metrics.write(plan.name, step, {k: float(v) for k, v in jax.device_get(dict(values)).items()})
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _sentence(stage: str, step: int, values: Mapping[str, float]) -> str:
+    listed = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+    return f"{stage} step {step}: test  {listed}"
+
+
+@contextlib.contextmanager
+def _traced(window: tuple[int, int] | None, step: int, directory: str) -> Iterator[None]:
+    if window and step == window[0]:
+        jax.profiler.start_trace(f"{directory}/profile")
+    yield
+    if window and step == window[1]:
+        jax.profiler.stop_trace()

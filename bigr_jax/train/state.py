@@ -1,0 +1,102 @@
+"""The train state: born sharded, from shapes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from bigr_jax.api import Array, Given, Method, TrainState
+from bigr_jax.train import optimizers, sharding
+
+
+class Abstract(NamedTuple):
+    """Shapes and placements of a stage before anything is allocated.
+
+    boxed      variables with linen's logical names, as `Method.init` returns them
+    state      TrainState of ShapeDtypeStruct, each with its sharding
+    """
+
+    boxed: Any
+    state: TrainState
+
+
+def zeros_like_spec(batch: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Array]:
+    """Returns the batch of zeros that initialisation sees: parameters never depend on data."""
+    return {name: jnp.zeros(spec.shape, spec.dtype) for name, spec in batch.items()}
+
+
+def abstract_variables(method: Method, batch: Mapping[str, Any], given: Given) -> Any:
+    """Returns the shapes of `method.init`'s variables with linen's boxes kept."""
+    return jax.eval_shape(
+        lambda key, rest: method.init(key, zeros_like_spec(batch), rest), jax.random.key(0), given
+    )
+
+
+def abstract_state(
+    boxed: Any,
+    tx: optax.GradientTransformation,
+    ema: float,
+    mesh: Mesh,
+    overrides: tuple[Any, ...] = (),
+) -> TrainState:
+    """Returns the TrainState of ShapeDtypeStructs with the placement of every leaf."""
+    placed = sharding.place(boxed, mesh, overrides)
+    variables = nn.meta.unbox(boxed)
+    opt_state = jax.eval_shape(tx.init, variables["params"])
+    shardings = TrainState(
+        step=sharding.replicated(mesh),
+        variables=placed,
+        opt_state=sharding.place_like(opt_state, variables["params"], placed["params"], mesh),
+        ema=placed["params"] if ema else None,
+    )
+    shapes = TrainState(
+        step=jax.ShapeDtypeStruct((), jnp.int32),
+        variables=variables,
+        opt_state=opt_state,
+        ema=variables["params"] if ema else None,
+    )
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        shapes,
+        shardings,
+    )
+
+
+def create(
+    method: Method,
+    tx: optax.GradientTransformation,
+    abstract: TrainState,
+    key: Array,
+    batch: Mapping[str, jax.ShapeDtypeStruct],
+    given: Given,
+) -> TrainState:
+    """Returns the initial TrainState, every leaf made where it will live."""
+
+    def init(key: Array, given: Given) -> TrainState:
+        variables = nn.meta.unbox(method.init(key, zeros_like_spec(batch), given))
+        params = variables["params"]
+        # A copy: the state is donated, and one buffer cannot be donated twice.
+        ema = jax.tree.map(jnp.copy, params) if abstract.ema is not None else None
+        return TrainState(jnp.zeros((), jnp.int32), variables, tx.init(params), ema)
+
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    return jax.jit(init, out_shardings=shardings)(key, given)
+
+
+def eval_variables(state: TrainState, optimizer: str = "") -> dict[str, Any]:
+    """Returns the variables to measure and to draw with: the averaged parameters where there are some.
+
+    optimizer  name of the optimizer: schedule-free ones evaluate at their own average
+    """
+    variables = dict(state.variables)
+    if state.ema is not None:
+        variables["params"] = state.ema
+    else:
+        variables["params"] = optimizers.eval_params(optimizer, state.opt_state, variables["params"])
+    return variables

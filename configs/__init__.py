@@ -1,0 +1,1 @@
+"""Settings of the experiments: one file each, `get_config(variant)`."""

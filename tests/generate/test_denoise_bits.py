@@ -1,0 +1,128 @@
+"""The denoising loop: against a plain loop, an exact denoiser, and at the ends of guidance."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bigr_jax.errors import UserError
+from bigr_jax.generate.bernoulli import denoise_bits, predict_bits
+from bigr_jax.generate.guidance import pair
+from bigr_jax.models.transcoder import Denoiser
+from bigr_jax.ops.bernoulli import make_schedule, posterior, sampling_times
+
+TOTAL = 8
+SCHEDULE = make_schedule("linear", TOTAL)
+SHAPE = (3, 2, 4)
+
+
+def toy(x_t, t, condition):
+    """Logits [..., K] from bits, time and a condition [..., K]."""
+    return condition + (2.0 * x_t - 1.0) * (1.0 - t / TOTAL) - 0.3
+
+
+def uniforms(key=0, shape=SHAPE):
+    return lambda step: jax.random.uniform(jax.random.fold_in(jax.random.key(key), step), shape)
+
+
+def conditions(shape=SHAPE):
+    return jax.random.normal(jax.random.key(5), (2, *shape))
+
+
+def run(condition, guidance=None, target="flip", **options):
+    times = sampling_times(TOTAL, 4)
+    return denoise_bits(
+        toy, condition, uniforms(), SCHEDULE, times, target=target, guidance=guidance, **options
+    )
+
+
+@pytest.mark.parametrize("target", ["flip", "z0"])
+def test_scan_is_the_loop(target):
+    conditional, null = conditions()
+    times, draw, scale, temperature = sampling_times(TOTAL, 4), uniforms(), 2.5, 0.7
+    x = (np.asarray(draw(0)) < 0.5).astype(np.float32)
+    for i, t in enumerate(times):
+        branches = [np.asarray(toy(x, t, c)) / temperature for c in (conditional, null)]
+        logits = branches[1] + scale * (branches[0] - branches[1])
+        p = 1 / (1 + np.exp(-logits))
+        p = np.where(x == 1, 1 - p, p) if target == "flip" else p
+        if t != 1:
+            x_s = draw(i + 1) < posterior(jnp.asarray(x), p, t, times[i + 1], SCHEDULE)
+            x = np.asarray(x_s).astype(np.float32)
+    ours = jax.jit(lambda c: run(c, scale, target, temperature=temperature))(
+        pair(conditional, null)
+    )
+    assert ours.dtype == jnp.float32
+    np.testing.assert_allclose(ours, p, atol=1e-5)
+
+
+def test_guidance_of_one_and_of_zero():
+    conditional, null = conditions()
+    doubled = pair(conditional, null)
+    traced = jax.jit(run)
+    for scale, alone in ((1.0, conditional), (0.0, null)):
+        exact = run(alone)
+        np.testing.assert_array_equal(run(doubled, scale), exact)
+        np.testing.assert_allclose(traced(doubled, scale), exact, atol=1e-6)
+    for scale in (-3.0, 0.5, 40.0, 1e4):
+        p = traced(doubled, scale)
+        assert np.isfinite(p).all() and (p >= 0).all() and (p <= 1).all()
+    assert traced._cache_size() == 1
+
+
+@pytest.mark.parametrize("size", [1.0, 200.0])
+def test_correlated_bits_come_out_correlated(size):
+    """The exact denoiser of two bits that are always equal; no direct prediction can draw them."""
+
+    def exact(x_t, t, condition):
+        # log-odds of x_0 = (1, 1) against (0, 0), summed over what the two noisy bits say
+        kept = jnp.asarray(SCHEDULE.k)[t]
+        odds = jnp.log1p(kept) - jnp.log1p(-kept)
+        return jnp.broadcast_to(((2.0 * x_t - 1.0) * odds).sum(-1, keepdims=True) * size, x_t.shape)
+
+    shape = (4000, 1, 2)
+    draw = uniforms(1, shape)
+
+    def both_equal(schedule, times):
+        p = denoise_bits(exact, jnp.zeros(shape), draw, schedule, times, target="z0")
+        assert np.isfinite(p).all()
+        bits = draw(99) < p
+        return float((bits[..., 0] == bits[..., 1]).mean()), float(bits.mean())
+
+    # The exact chance that the last step leaves them different is small but not zero.
+    equal, ones = both_equal(SCHEDULE, sampling_times(TOTAL, TOTAL))
+    assert equal > 0.97 and abs(ones - 0.5) < 0.03
+    equal, ones = both_equal(SCHEDULE, (TOTAL,))
+    assert abs(equal - 0.5) < 0.04 and abs(ones - 0.5) < 0.03
+
+
+def test_a_single_time_is_direct_prediction():
+    conditional, _ = conditions()
+    once = make_schedule("linear", 1)
+    p = denoise_bits(
+        lambda x_t, t, c: c, conditional, uniforms(), once, sampling_times(1, 100), target="direct"
+    )
+    np.testing.assert_allclose(p, jax.nn.sigmoid(conditional), atol=1e-6)
+
+
+@pytest.mark.parametrize("target", ["flip", "z0"])
+def test_an_untrained_network_gives_coins(target):
+    model = Denoiser(4, 8, 1)
+    condition = jnp.ones((1, 1, 6))
+    inputs = jnp.zeros((1, 1, 4)), jnp.zeros((1, 1), jnp.int32), condition
+    variables = jax.jit(model.init)(jax.random.key(0), *inputs)
+    p = predict_bits(
+        lambda x_t, t, c: model.apply(variables, x_t, t - 1, c),
+        jnp.ones((1, 1, 4)),
+        jnp.asarray(3),
+        condition,
+        target=target,
+    )
+    np.testing.assert_array_equal(p, 0.5)
+
+
+def test_an_unknown_target_is_named():
+    with pytest.raises(UserError, match="target='xor' is not known"):
+        run(conditions()[0], target="xor")

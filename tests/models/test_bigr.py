@@ -1,0 +1,241 @@
+from __future__ import annotations
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from bigr_jax.errors import UserError
+from bigr_jax.models.bigr import SIZES, BiGR, named
+
+MODEL = BiGR(
+    depth=2,
+    width=16,
+    heads=2,
+    bits=5,
+    grid=(2, 3),
+    num_classes=4,
+    head_width=8,
+    head_blocks=1,
+    ffn_hidden=24,
+)
+NULL = MODEL.num_classes
+NAMES = {"embed", "mlp", "heads", "head_dim", "codes", "layers", "position", "modulation", "time"}
+
+
+def inputs(model, batch=1):
+    bits = jnp.zeros((batch, model.length, model.bits))
+    t = jnp.ones((batch, model.length), jnp.int32)
+    return bits, jnp.zeros((batch,), jnp.int32), t > 0, bits, t
+
+
+@pytest.fixture(scope="module")
+def born():
+    return jax.jit(MODEL.init)(jax.random.key(0), *inputs(MODEL))
+
+
+@pytest.fixture(scope="module")
+def variables(born):
+    """Away from the initial values, of which many are zero."""
+    rng = np.random.default_rng(0)
+    moved = lambda leaf: leaf + 0.3 * rng.normal(size=leaf.shape).astype(np.float32)  # noqa: E731
+    return jax.tree.map(moved, nn.unbox(born))
+
+
+@pytest.fixture(scope="module")
+def batch():
+    rng = np.random.default_rng(1)
+    return {
+        "bits": rng.integers(0, 2, (3, 6, 5)).astype(np.float32),
+        "labels": np.array([1, 3, NULL]),
+        "mask": np.array([[1, 0, 1, 0, 0, 1], [0] * 6, [1] * 6], bool),
+        "x_t": rng.integers(0, 2, (3, 6, 5)).astype(np.float32),
+        "t": rng.integers(1, 9, (3, 6)),
+    }
+
+
+def call(method):
+    return jax.jit(lambda variables, *args: MODEL.apply(variables, *args, method=method))
+
+
+hidden, condition = call("hidden"), call("condition")
+features_all = call("features_all")
+
+
+@pytest.mark.parametrize(
+    "name, bits, count",
+    [
+        ("L", 24, 336_346_136),
+        ("XL", 24, 799_372_824),
+        ("XXL", 24, 1_480_028_184),
+        ("L-512", 32, 372_718_624),
+    ],
+)
+def test_published_parameter_counts(name, bits, count):
+    model = named(name)
+    shapes = jax.eval_shape(lambda key: model.init(key, *inputs(model)), jax.random.key(0))
+    assert model.bits == bits
+    assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) == count
+
+
+def test_heads_have_64_channels_in_every_size():
+    assert all(size["width"] == 64 * size["heads"] for size in SIZES.values())
+
+
+def test_every_parameter_has_names(born):
+    for path, leaf in flatten_dict(born["params"]).items():
+        assert isinstance(leaf, nn.LogicallyPartitioned), path
+        assert len(leaf.names) == leaf.value.ndim, path
+        assert set(leaf.names) <= NAMES | {None}, path
+        assert ("layers" in leaf.names) == ("layers" in path), path
+
+
+def test_initial_distributions():
+    model = MODEL.clone(width=128, num_classes=300, parent=None)
+    p = nn.unbox(jax.jit(model.init)(jax.random.key(1), *inputs(model)))["params"]
+    assert abs(p["mask_token"].std() - 1) < 0.2
+    assert abs(p["position"].std() / 0.02 - 1) < 0.1
+    assert abs(p["classes"]["table"].std() / 0.02 - 1) < 0.05
+    assert abs(p["layers"]["modulation"]["offset"].std() * 128**0.5 - 1) < 0.1
+    for kernel in (p["layers"]["mixer"]["qkv"], p["layers"]["mlp"]["down"]):
+        assert abs(kernel["kernel"].std() / 0.02 - 1) < 0.05
+    assert not p["modulation"]["linear"]["kernel"].any() and not p["embed"]["bias"].any()
+    assert (p["norm"]["scale"] == 1).all()
+
+
+def test_initial_logits_are_zero(born, batch):
+    assert not jax.jit(MODEL.apply)(born, *batch.values()).any()
+
+
+def test_bits_under_the_mask_are_not_read(variables, batch):
+    masked = batch["mask"][..., None]
+    c = condition(variables, batch["labels"])
+    plain = hidden(variables, batch["bits"], c, batch["mask"])
+    other = hidden(variables, np.where(masked, 1 - batch["bits"], batch["bits"]), c, batch["mask"])
+    np.testing.assert_array_equal(plain, other)
+    other = hidden(variables, np.where(masked, batch["bits"], 1 - batch["bits"]), c, batch["mask"])
+    assert abs(plain[:2] - other[:2]).max() > 1e-3
+    np.testing.assert_array_equal(plain[2], other[2])
+
+
+def test_mixtures_of_classes(variables, batch):
+    first, second = (condition(variables, np.full(3, label)) for label in (1, 2))
+    run = lambda c: np.asarray(hidden(variables, batch["bits"], c, batch["mask"]))  # noqa: E731
+    np.testing.assert_array_equal(run(1.0 * first + 0.0 * second), run(first))
+    half = run(0.5 * first + 0.5 * second)
+    assert min(abs(half - run(first)).max(), abs(half - run(second)).max()) > 1e-3
+
+
+def test_null_class_is_the_last_row(variables):
+    table = variables["params"]["classes"]["table"]
+    np.testing.assert_array_equal(
+        condition(variables, np.array([NULL, 0, 1]))[:, 0], table[np.array([NULL, 0, 1])]
+    )
+
+
+def test_images_do_not_mix(variables, batch):
+    c = condition(variables, batch["labels"])
+    every = hidden(variables, batch["bits"], c, batch["mask"])
+    one = hidden(variables, batch["bits"][1:2], c[1:2], batch["mask"][1:2])
+    np.testing.assert_allclose(one, every[1:2], atol=1e-5)
+
+
+def test_no_mask_is_an_empty_mask(variables, batch):
+    c = condition(variables, batch["labels"])
+    none = hidden(variables, batch["bits"], c, None)
+    empty = hidden(variables, batch["bits"], c, np.zeros((3, 6), bool))
+    np.testing.assert_allclose(none, empty, atol=1e-6)
+
+
+def test_features_lie_before_the_last_norm_and_positions(variables, batch):
+    every = features_all(variables, batch["bits"], batch["labels"])
+    assert every.shape == (2, 3, 6, 16) and every.dtype == jnp.float32
+    for layer in range(2):
+        run = jax.jit(lambda v, *a, layer=layer: MODEL.apply(v, *a, layer, method="features"))
+        one = run(variables, batch["bits"], batch["labels"])
+        np.testing.assert_allclose(one, every[layer], atol=1e-5)
+    p = variables["params"]
+    power = (every[-1] ** 2).mean(-1, keepdims=True) + 1e-5
+    wanted = every[-1] / np.sqrt(power) * p["norm"]["scale"] + p["position"]
+    c = condition(variables, batch["labels"])
+    actual = hidden(variables, batch["bits"], c, np.zeros((3, 6), bool))
+    np.testing.assert_allclose(actual, wanted, atol=1e-5)
+
+
+def test_denoiser_counts_time_from_zero(variables, batch):
+    condition = np.random.default_rng(2).normal(size=(3, 6, 16)).astype(np.float32)
+    args = (batch["x_t"], batch["t"], condition)
+    actual = call("denoise")(variables, *args)
+    inner = call(lambda model, x_t, t, c: model.denoiser(x_t, t - 1, c))(variables, *args)
+    np.testing.assert_array_equal(actual, inner)
+
+
+def test_training_call_reaches_every_parameter(variables, batch):
+    def loss(variables, deterministic):
+        rngs = {"dropout": jax.random.key(0)}
+        logits = MODEL.apply(variables, *batch.values(), deterministic, rngs=rngs)
+        return (logits * batch["mask"][..., None]).var(), logits
+
+    run = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=1)
+    (_, logits), gradients = run(variables, True)
+    assert logits.shape == (3, 6, 5) and logits.dtype == jnp.float32
+    flat = flatten_dict(gradients["params"])
+    assert all(np.isfinite(g).all() and np.abs(g).max() > 0 for g in flat.values())
+    rows = np.abs(flat["classes", "table"]).max(axis=1) > 0
+    asked = batch["labels"][batch["mask"].any(axis=1)]
+    np.testing.assert_array_equal(np.flatnonzero(rows), sorted(asked))
+    (_, noisy), _ = run(variables, False)
+    assert abs(noisy - logits).max() > 1e-3
+
+
+def test_without_adaln_the_class_is_a_token_only(variables, batch):
+    plain = MODEL.clone(adaln=False, parent=None)
+    shapes = jax.eval_shape(lambda key: plain.init(key, *inputs(plain)), jax.random.key(0))
+    names = {"/".join(path) for path in flatten_dict(shapes["params"])}
+    assert not any(name.startswith(("modulation", "layers/modulation")) for name in names)
+    run = jax.jit(lambda c: plain.apply(variables, batch["bits"], c, None, method="hidden"))
+    c = condition(variables, batch["labels"])
+    assert abs(run(c) - run(c[::-1]))[0].max() > 1e-3
+
+
+def test_low_precision_products(variables, batch):
+    half = MODEL.clone(dtype=jnp.bfloat16, parent=None)
+    logits = jax.jit(half.apply)(variables, *batch.values())
+    exact = jax.jit(MODEL.apply)(variables, *batch.values())
+    assert logits.dtype == jnp.float32
+    assert 0 < abs(logits - exact).max() < 0.05 * abs(exact).max()
+
+
+@pytest.mark.parametrize(
+    "make, text",
+    [
+        (lambda: named("LL"), "size='LL' is not known.*legal: B, L, XL, XXL, L-512"),
+        (lambda: named("L", detph=3), "field of BiGR='detph'.*did you mean 'depth'"),
+        (lambda: MODEL.clone(heads=3), "width=16 is not a multiple of 4 \\* heads = 12"),
+        (lambda: MODEL.clone(mixer="hidra"), "mixer='hidra'"),
+        (lambda: MODEL.clone(remat="some"), "remat='some'.*none, dots, full"),
+    ],
+)
+def test_mistakes_in_a_config_are_named(make, text):
+    with pytest.raises(UserError, match=text):
+        make().init(jax.random.key(0), *inputs(MODEL))
+
+
+def test_layer_of_features_must_exist(variables, batch):
+    with pytest.raises(UserError, match=r"layer=2 does not exist; legal: 0\.\.1"):
+        MODEL.apply(variables, batch["bits"], batch["labels"], 2, method="features")
+
+
+def test_bits_must_fill_the_grid(variables, batch):
+    c = condition(variables, batch["labels"])
+    with pytest.raises(ValueError, match=r"\(3, 1, 5\) are not \[batch, 6, 5\]"):
+        hidden(variables, batch["bits"][:, :1], c, None)
+
+
+def test_overrides_of_a_named_size():
+    model = named("XXL", bits=32, dropout=0.0)
+    assert (model.bits, model.dropout, model.depth, model.grid) == (32, 0.0, 48, (16, 16))

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bigr_jax.ops.masking import cosine_count, cosine_mask, random_mask
+
+LENGTH = 9
+masks = jax.jit(random_mask, static_argnums=(1, 2))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**31 - 1), st.lists(st.integers(0, LENGTH), min_size=4, max_size=4))
+def test_every_row_has_its_count(seed, counts):
+    mask = masks(jax.random.key(seed), 4, LENGTH, np.array(counts))
+    assert mask.shape == (4, LENGTH) and mask.dtype == bool
+    np.testing.assert_array_equal(mask.sum(axis=1), counts)
+
+
+def test_one_count_serves_all_rows():
+    np.testing.assert_array_equal(masks(jax.random.key(0), 4, LENGTH, 5).sum(axis=1), [5] * 4)
+
+
+def test_all_subsets_are_equally_likely():
+    mask = np.asarray(random_mask(jax.random.key(1), 6000, 4, 2))
+    found = Counter(map(bytes, mask))
+    assert len(found) == 6
+    assert all(abs(n - 1000) < 5 * np.sqrt(1000) for n in found.values())
+
+
+@pytest.mark.parametrize("length", [1, 7, 256])
+def test_counts_follow_the_cosine(length):
+    wanted = Counter()
+    for s in range(length):
+        ratio = float(np.cos(np.pi / 2 * s / length))
+        wanted[max(1, int(np.floor(length * ratio)))] += 1 / length
+    draws = 40_000
+    counts = cosine_count(jax.random.key(2), (draws,), length)
+    found = Counter(np.asarray(counts).tolist())
+    assert found.keys() <= wanted.keys()
+    for value, share in wanted.items():
+        assert abs(found[value] / draws - share) < 5 * np.sqrt(share / draws)
+
+
+def test_mean_ratio():
+    counts = cosine_count(jax.random.key(3), (40_000,), 256)
+    assert abs(np.asarray(counts).mean() / 256 - 0.637) < 5e-3
+
+
+def test_size_is_drawn_per_row_or_per_batch():
+    keys = jax.random.split(jax.random.key(4), 16)
+
+    def sizes(**options):
+        return np.asarray(jax.vmap(lambda k: cosine_mask(k, 8, LENGTH, **options).sum(1))(keys))
+
+    assert all(len(set(row)) > 1 for row in sizes())
+    batches = sizes(per_batch=True)
+    assert all(len(set(row)) == 1 for row in batches) and len(set(batches[:, 0])) > 3
+
+
+def test_one_token_is_always_masked():
+    assert jax.jit(lambda key: cosine_mask(key, 3, 1))(jax.random.key(5)).all()

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bigr_jax.errors import UserError
+from bigr_jax.train import schedules
+
+TOTAL, WARMUP, LR, END = 1000, 100, 0.02, 0.1
+
+
+def section(**changes):
+    fields = {"lr": LR, "schedule": "cosine", "warmup": str(WARMUP), "end_lr": END}
+    return SimpleNamespace(**{**fields, **changes})
+
+
+def make(total=TOTAL, **changes):
+    return schedules.make(section(**changes), total, lambda text, key: int(text), "opt")
+
+
+def oracle(name, step, warmup, total=TOTAL):
+    if step < warmup:
+        return LR * step / warmup
+    done = min((step - warmup) / (total - warmup), 1.0)
+    return (
+        LR
+        * {
+            "constant": 1.0,
+            "linear": 1 - done * (1 - END),
+            "cosine": END + (1 - END) * (1 + math.cos(math.pi * done)) / 2,
+            "rsqrt": max(END, math.sqrt(max(warmup, 1) / max(step, 1))),
+        }[name]
+    )
+
+
+@pytest.mark.parametrize("name", schedules.NAMES)
+@pytest.mark.parametrize("warmup", [0, 1, WARMUP])
+def test_values_from_the_start_to_beyond_the_end(name, warmup):
+    schedule = make(schedule=name, warmup=str(warmup))
+    for step in (0, 1, warmup // 2, warmup, warmup + 1, TOTAL // 2, TOTAL - 1, TOTAL, TOTAL + 50):
+        assert float(schedule(step)) == pytest.approx(oracle(name, step, warmup), rel=2e-6), step
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.sampled_from(schedules.NAMES), st.integers(0, 49), st.integers(50, 400))
+def test_no_schedule_leaves_its_bounds_or_rises_after_the_warmup(name, warmup, total):
+    schedule = make(total, schedule=name, warmup=str(warmup))
+    steps = np.linspace(0, total + 10, 16).astype(int)
+    values = np.broadcast_to(schedule(steps), steps.shape)
+    assert np.all(values >= 0) and np.all(values <= LR * (1 + 1e-6))
+    assert np.all(np.diff(values[steps >= warmup]) <= 1e-9)
+
+
+@pytest.mark.parametrize(
+    "changes, part",
+    [
+        ({"schedule": "cosin"}, "did you mean 'cosine'"),
+        ({"warmup": "1000"}, "opt.warmup='1000'"),
+        ({"warmup": "-1"}, "opt.warmup"),
+        ({"lr": -1.0}, "opt.lr=-1.0"),
+        ({"end_lr": 1.5}, "opt.end_lr=1.5"),
+    ],
+)
+def test_values_that_make_no_schedule(changes, part):
+    with pytest.raises(UserError, match=part):
+        make(**changes)
+
+
+def test_resolve_is_told_the_key():
+    keys = []
+    schedules.make(section(warmup="5%"), TOTAL, lambda *given: keys.append(given) or 7, "a.b")
+    assert keys == [("5%", "a.b.warmup")]

@@ -1,0 +1,83 @@
+"""The train step on a least-squares method whose gradient is known in closed form."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from bigr_jax.api import Aux, Method, TrainState
+from bigr_jax.train.step import make_step
+
+
+def loss(variables, key, batch, given):
+    error = batch["x"] @ variables["params"]["w"] - batch["y"]
+    mutable = {"seen": {"count": variables["seen"]["count"] + 1}}
+    return jnp.mean(error**2), Aux({"bias": error.mean()}, mutable)
+
+
+METHOD = Method(init=None, loss=loss, evaluate=None)
+LR = 0.1
+
+
+@pytest.fixture(scope="module")
+def batch():
+    rng = np.random.default_rng(0)
+    return {"x": rng.normal(size=(12, 3)).astype("f4"), "y": rng.normal(size=12).astype("f4")}
+
+
+def fresh(ema=False):
+    params = {"w": jnp.arange(3.0)}
+    variables = {"params": params, "seen": {"count": jnp.zeros((), jnp.int32)}}
+    state = optax.sgd(LR).init(params)
+    return TrainState(jnp.zeros((), jnp.int32), variables, state, params if ema else None)
+
+
+def expected(w, batch):
+    x, y = batch["x"].astype("f8"), batch["y"].astype("f8")
+    return w - LR * 2 * x.T @ (x @ w - y) / len(y)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, 3, 12])
+def test_step_is_gradient_descent_however_the_batch_is_cut(batch, accumulate):
+    step = jax.jit(make_step(METHOD, optax.sgd(LR), lambda s: LR, accumulate=accumulate))
+    state, metrics = step(fresh(), batch, jax.random.key(0), {})
+    error = batch["x"] @ np.arange(3.0) - batch["y"]
+    np.testing.assert_allclose(state.variables["params"]["w"], expected(np.arange(3.0), batch), atol=1e-5)
+    np.testing.assert_allclose(metrics["loss"], np.mean(error**2), rtol=1e-5)
+    np.testing.assert_allclose(metrics["bias"], error.mean(), rtol=1e-4, atol=1e-6)
+    assert int(state.step) == 1 and int(state.variables["seen"]["count"]) == accumulate
+
+
+def test_average_follows_the_parameters(batch):
+    step = jax.jit(make_step(METHOD, optax.sgd(LR), lambda s: LR, ema=0.5))
+    state, _ = step(fresh(ema=True), batch, jax.random.key(0), {})
+    new, old, kept = state.variables["params"]["w"], jnp.arange(3.0), state.ema["w"]
+    share = (kept - old) / (new - old)
+    assert np.all(share > 0.4) and np.ptp(share) < 1e-4
+
+
+def test_keys_differ_by_step_and_not_by_state():
+    seen = []
+
+    def noisy(variables, key, batch, given):
+        seen.append(jax.random.uniform(key))
+        return variables["params"]["w"].sum(), Aux({"draw": seen[-1]})
+
+    step = jax.jit(make_step(Method(None, noisy, None), optax.sgd(LR), lambda s: LR))
+    state, first = step(fresh(), {}, jax.random.key(1), {})
+    _, second = step(state, {}, jax.random.key(1), {})
+    _, again = step(fresh(), {}, jax.random.key(1), {})
+    assert first["draw"] != second["draw"] and first["draw"] == again["draw"]
+
+
+def test_a_method_may_replace_the_step(batch):
+    def own(state, key, batch, given, apply):
+        state, _ = apply(state, {"w": jnp.ones(3)}, {})
+        return apply(state, {"w": jnp.ones(3)}, {})
+
+    step = jax.jit(make_step(METHOD._replace(step=own), optax.sgd(LR), lambda s: LR))
+    state, metrics = step(fresh(), batch, jax.random.key(0), {})
+    np.testing.assert_allclose(state.variables["params"]["w"], np.arange(3.0) - 2 * LR, rtol=1e-6)
+    np.testing.assert_allclose(metrics["grad_norm"], np.sqrt(3), rtol=1e-6)
+    assert int(state.step) == 2
