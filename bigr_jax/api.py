@@ -4,9 +4,11 @@ A method is a NamedTuple of pure functions. Every function sees
 
     variables  {"params": tree, other collections: tree}, as `flax.linen.Module.init` returns them
     key        a typed key (`jax.random.key`), already folded with the step
-    batch      {"image": uint8 [B, H, W, C], "label": int32 [B], "index": int32 [B], "mask": float32 [B], ...};
-               global arrays, sharded over the mesh; `mask` is 0 on the rows that pad the last evaluation batch
-    given      {stage: variables} of the earlier stages that the method names in `needs`; constants here
+    batch      {"image": uint8 [B, H, W, C], "label": int32 [B], "index": int32 [B], "mask": float32
+               [B], ...}; global arrays, sharded over the mesh; `mask` is 0 on the rows that pad the
+               last evaluation batch
+    given      {stage: variables} of the earlier stages that the method names in `needs`; constants
+               here
 """
 
 from __future__ import annotations
@@ -32,23 +34,29 @@ class Sum(NamedTuple):
 
 
 class Aux(NamedTuple):
-    """What a loss returns beside its scalar: metrics to log, and collections other than params to replace."""
+    """Beside the scalar of a loss: metrics to log, and collections to replace (not params)."""
 
     metrics: Mapping[str, Array]
     mutable: Mapping[str, Any] = {}
 
 
 class TrainState(NamedTuple):
-    """All that a checkpoint holds of a stage. `ema` is the averaged params, or None."""
+    """All that a checkpoint holds of a stage; also used as a tree of its shapes or placements.
 
-    step: Array
-    variables: Variables
-    opt_state: optax.OptState
+    step       int32 scalar, the number of steps taken
+    variables  as `Method.init` returns them, unboxed
+    opt_state  of optax
+    ema        the averaged params, or None
+    """
+
+    step: Any
+    variables: Any
+    opt_state: Any
     ema: Any
 
 
 class Report(NamedTuple):
-    """What a finished stage has to show: numbers for results.json and pictures to be written as PNG."""
+    """What a finished stage has to show: numbers for results.json, and pictures."""
 
     metrics: Mapping[str, float]
     images: Mapping[str, np.ndarray]
@@ -62,15 +70,18 @@ class Method(NamedTuple):
 
     init      (key, batch, given) -> variables, with logical axis names as linen metadata
     loss      (variables, key, batch, given) -> (float32 scalar, Aux)
-    evaluate  (variables, key, batch, given) -> {name: Sum}; deterministic layers, rows weighted by `mask`
+    evaluate  (variables, key, batch, given) -> {name: Sum}; deterministic layers, rows weighted by
+              `mask`
     needs     stages whose variables arrive in `given`
-    sample    (variables, key, labels [B], given, **knobs) -> images [B, H, W, C] in [0, 1]; jitted by the caller
-    optimizer (section, schedule of total steps) -> optax transformation, where the paper has its own
-    step      (state, key, batch, given, apply) -> (state, metrics), where one gradient of one loss is not the
-              method (adversarial, bi-level, a memory per example); `apply(state, grads, mutable)` is the trainer's
-              clip, optimizer and EMA
-    report    (variables, key, data, given) -> Report, measured once on the finished stage; `data` maps a split
-              ("train", "test") to its source
+    sample    (variables, key, labels [B], given, **knobs) -> images [B, H, W, C] in [0, 1]; jitted
+              by the caller
+    optimizer (section, schedule of total steps) -> optax transformation, where the paper has its
+    own
+    step      (state, key, batch, given, apply) -> (state, metrics), where one gradient of one loss
+              is not the method (adversarial, bi-level, a memory per example); `apply(state, grads,
+              mutable)` is the trainer's clip, optimizer and EMA
+    report    (variables, key, data, given) -> Report, measured once on the finished stage; `data`
+              maps a split ("train", "test") to its source
     """
 
     init: Callable[..., Variables]

@@ -121,9 +121,12 @@ def save(config: ConfigDict, path: str) -> None:
 def load_json(path: str) -> ConfigDict:
     """Returns the locked settings that `save` wrote, of the same types.
 
-    Raises UserError when there is no such file.
+    Raises UserError when there is no such file, or it is not JSON.
     """
-    found = files.read_json(path)
+    try:
+        found = files.read_json(path)
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}") from None
     if found is None:
         raise UserError(f"{path} is missing")
     return _decode(found).lock()
@@ -149,7 +152,7 @@ def _override(config: ConfigDict, key: str, text: str) -> None:
     except flags.Error:
         raise refused from None
     if kind is tuple:
-        section[name] = _same_elements(section[name], default, refused)
+        section[name] = _same_elements(section[name], default or (), refused)
 
 
 def _same_elements(
@@ -171,7 +174,7 @@ def _same_elements(
 
 
 def _kind_name(value: Any, kind: type) -> str:
-    if kind is tuple and len({type(item) for item in value}) == 1:
+    if kind is tuple and len({type(item) for item in value or ()}) == 1:
         return f"tuple of {type(value[0]).__name__}"
     return kind.__name__
 

@@ -7,14 +7,18 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A mistake in what the user gave; the text names the key or tensor, what was given and what is legal.
+    """A mistake in what the user gave; the text names the key or tensor, what was given and what is
+    legal.
 
-    The command line prints the text alone and exits with status 2; in Python it is an ordinary exception.
+    The command line prints the text alone and exits with status 2; in Python it is an ordinary
+    exception.
     """
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Returns " (did you mean 'X'?)" for the known name closest to `name`, or "" when none is close."""
+    """Returns " (did you mean 'X'?)" for the known name closest to `name`, or "" when none is
+    close.
+    """
     match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" (did you mean {match[0]!r}?)" if match else ""
 

@@ -28,7 +28,9 @@ def grid(
     rows = math.ceil(count / columns)
     margin = 10 + max((_font(height).getlength(name) for name in names), default=-10)
     left = int(margin)
-    sheet = np.full((rows * (height + gap) + gap, left + columns * (width + gap) + gap, 3), 255, np.uint8)
+    sheet = np.full(
+        (rows * (height + gap) + gap, left + columns * (width + gap) + gap, 3), 255, np.uint8
+    )
     for index, tile in enumerate(tiles):
         top = gap + index // columns * (height + gap)
         start = left + gap + index % columns * (width + gap)
@@ -44,7 +46,9 @@ def grid(
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
-    """Returns images as uint8: floats in [0, 1] are clipped, scaled and rounded to the nearest level."""
+    """Returns images as uint8: floats in [0, 1] are clipped, scaled and rounded to the nearest
+    level.
+    """
     if images.dtype == np.uint8:
         return images
     return np.round(np.clip(np.asarray(images, np.float32), 0.0, 1.0) * 255.0).astype(np.uint8)

@@ -7,7 +7,8 @@ from bigr_jax.train.defaults import base, stage
 
 VARIANTS = ("smoke", "small", "paper", "paper_xl", "paper_xxl", "paper_l512")
 
-# depth, width, heads, head blocks, head width, image size, bits, batch, iterations, Gumbel temperature
+# depth, width, heads, head blocks, head width, image size, bits, batch, iterations, Gumbel
+# temperature
 PAPER = {
     "paper": (24, 1024, 16, 3, 1024, 256, 24, 1024, 20, 0.17),
     "paper_xl": (36, 1280, 20, 6, 1280, 256, 24, 512, 25, 0.25),
@@ -87,7 +88,8 @@ def _paper(
         embedding=256, bits=bits, groups=32, remat=True, dtype="bfloat16",
     )  # fmt: skip
     config.tokenizer_loss.update(
-        perceptual="lpips", adversarial=True, disc_filters=64, disc_layers=3, disc_start="400001 steps",
+        perceptual="lpips", adversarial=True, disc_filters=64, disc_layers=3,
+        disc_start="400001 steps",
     )  # fmt: skip
     config.model.update(
         depth=depth, width=width, heads=heads, head_blocks=head_blocks, head_width=head_width,

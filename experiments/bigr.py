@@ -1,8 +1,11 @@
-"""BiGR: masked modelling of binary image codes, for drawing and for representation (2024, arXiv 2410.14672).
+"""BiGR: masked modelling of binary image codes, for drawing and for representation (2024, arXiv
+2410.14672).
 
-Claim     BiGR-L: FID-50k 2.71 on ImageNet 256 with 336M parameters, against 3.81 of LlamaGen-L with 343M.
-Evidence  Digits drawn class by class are read as the class asked for by a classifier that never saw the generator,
-          in entropy order at least as often as in random order; 5,000 real digits, 10 CPU minutes.
+Claim     BiGR-L: FID-50k 2.71 on ImageNet 256 with 336M parameters, against 3.81 of LlamaGen-L with
+          343M.
+Evidence  Digits drawn class by class are read as the class asked for by a classifier that never saw
+          the generator, in entropy order at least as often as in random order; 5,000 real digits,
+          10 CPU minutes.
 Command   bigr train --config=bigr:small
 """
 
@@ -39,7 +42,9 @@ from bigr_jax.tasks.classifier import classifier
 
 
 def stages(config: Any) -> dict[str, Method]:
-    """Returns the tokenizer, the referee where there is one, and the generator on the tokenizer's codes."""
+    """Returns the tokenizer, the referee where there is one, and the generator on the tokenizer's
+    codes.
+    """
     data = config.data
     tokenizer = build(
         BinaryAutoencoder, config.tokenizer, image_size=data.size, channels=data.channels
@@ -54,16 +59,16 @@ def stages(config: Any) -> dict[str, Method]:
 
 
 def tokenizer_stage(config: Any, net: BinaryAutoencoder) -> Method:
-    """Returns the binary autoencoder's training: L1, perceptual distance, and a discriminator if asked for."""
+    """Returns the binary autoencoder's training: L1, perceptual distance, and a discriminator if
+    asked for.
+    """
     loss, train = config.tokenizer_loss, config.train.tokenizer
     weights = read(loss.perceptual_weights) if loss.perceptual_weights else None
     adversary = None
     disc = PatchDiscriminator(loss.disc_filters, loss.disc_layers, config.data.channels)
     size = {"batch_size": train.batch_size, "examples": config.data.examples}
     total = durations.steps(train.duration, key="train.tokenizer.duration", **size)
-    start = durations.steps(
-        loss.disc_start, key="tokenizer_loss.disc_start", total=total, **size
-    )
+    start = durations.steps(loss.disc_start, key="tokenizer_loss.disc_start", total=total, **size)
     if loss.adversarial:
         adversary = Adversary(disc, loss.disc_weight, start)
     distance = perceptual(loss.perceptual, weights)
@@ -99,7 +104,7 @@ def generator_stage(
         mask_key, draw_key = jax.random.split(key)
         mask = cosine_mask(mask_key, len(z), side * side, per_batch=per_batch)
         t, x_t = draw(draw_key, z, schedule, target)
-        logits = net.apply(
+        logits: Any = net.apply(
             variables, z, labels, mask, x_t, t, deterministic=rng is None, rngs=rng or {}
         )
         return transcoder_loss(logits, z, x_t, t, schedule, mask, objective), mask
@@ -129,9 +134,7 @@ def generator_stage(
         draws = KeyDraws(key, (len(labels), side * side, bits))
         drawn = sample_masked(steps, draws, schedule, sampling, target=target).bits
         decoder = {"params": given["tokenizer"]["params"]["autoencoder"]}
-        images = tokenizer.apply(
-            decoder, drawn.reshape(-1, side, side, bits), method="decode"
-        )
+        images: Any = tokenizer.apply(decoder, drawn.reshape(-1, side, side, bits), method="decode")
         return jnp.clip(images, 0.0, 1.0)
 
     def report(variables: Any, key: Array, data: Any, given: Given) -> Report:
@@ -158,7 +161,9 @@ def _read_as(referee: ConvNet, variables: Any, images: Array) -> Array:
 
 
 def study(config: Any, lab: Any) -> None:
-    """Compares entropy order with random order on one trained generator, over seeds of the sampler."""
+    """Compares entropy order with random order on one trained generator, over seeds of the
+    sampler.
+    """
     for order in ("entropy", "random"):
         run = lab.train(order, {"sample.order": order})
         for seed in range(config.study.seeds):

@@ -7,6 +7,7 @@ import math
 import re
 import string
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import assume, given
@@ -32,6 +33,7 @@ def get_config(variant="small"):
     config.model.multipliers = (1, 2)
     config.optimizer = dict(lr=1e-3, betas=(0.9, 0.95), decay_skip=())
     config.optimizer.clip = config_dict.placeholder(float)
+    config.optimizer.freeze = config_dict.placeholder(tuple)
     config.data = dict(source="digits", crop=dict(size=8))
     return config
 """
@@ -63,7 +65,8 @@ def test_the_variant_is_small_unless_given(path: str) -> None:
         configs.load(f"{path}:papr")
 
 
-def test_a_slug_and_the_path_of_its_file_are_the_same() -> None:
+def test_a_slug_and_the_path_of_its_file_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).resolve().parents[1])
     for variant in ("smoke", "small"):
         by_slug = configs.load(f"bigr:{variant}")
         assert by_slug.to_dict() == configs.load(f"configs/bigr.py:{variant}").to_dict()
@@ -99,11 +102,12 @@ def test_a_file_with_stages_is_its_own_experiment(tmp_path: Path) -> None:
         ("optimizer.betas", "(0.5, 1)", (0.5, 1.0)),
         ("optimizer.decay_skip", "('bias', 'scale')", ("bias", "scale")),
         ("optimizer.clip", "2", 2.0),
+        ("optimizer.freeze", "('head', 'body')", ("head", "body")),
         ("data.crop.size", "-1", -1),
     ],
 )
 def test_overrides_have_the_type_of_what_they_replace(
-    config: ConfigDict, key: str, text: str, value: object
+    config: ConfigDict, key: str, text: str, value: Any
 ) -> None:
     found = configs.flat(configs.override(config, {key: text}))[key]
     assert found == value
@@ -225,6 +229,9 @@ def test_json_round_trip(config: ConfigDict, tmp_path: Path) -> None:
     assert configs.override(after, {"optimizer.clip": "1"}).optimizer.clip == 1.0
     with pytest.raises(UserError, match=r"nowhere\.json is missing"):
         configs.load_json(str(tmp_path / "nowhere.json"))
+    (tmp_path / "cut.json").write_text('{"seed": ')
+    with pytest.raises(UserError, match=r"cut\.json is not JSON: "):
+        configs.load_json(str(tmp_path / "cut.json"))
 
 
 LEAVES = st.one_of(st.booleans(), st.integers(), st.floats(), st.text())

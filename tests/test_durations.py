@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,9 +13,9 @@ from bigr_jax import durations
 from bigr_jax.errors import UserError
 
 
-def steps(text: object, **changes: object) -> int:
-    known: dict = {"key": "train.duration", "batch_size": 64, "examples": 1000, "total": 500}
-    return durations.steps(text, **{**known, **changes})
+def steps(text: Any, **changes: Any) -> int:
+    known = {"key": "train.duration", "batch_size": 64, "examples": 1000, "total": 500, **changes}
+    return durations.steps(text, **known)
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,7 @@ class Command(NamedTuple):
     define    (flag values) -> None: declares the command's own flags
     run       (arguments) -> None; raises UserError for a mistake
     config    which of "--config" and "--config.KEY" it takes
+    words     how many words it takes that are no flags
     """
 
     name: str

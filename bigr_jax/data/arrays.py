@@ -41,6 +41,7 @@ def open_npz(request: Request) -> ArraySource:
     images, labels = train if request.split == "train" else test
     if not len(labels):
         raise UserError(f"{path} has no images for split {request.split!r}")
+    request = request.with_channels(1 if train[0].shape[-1] == 1 else 3)
     names = tuple(str(label) for label in range(classes))
     info = Info(path.stem, classes, names, request.image_shape, "unknown", str(path))
     return ArraySource(fit(images, request.size, request.channels), labels, info)

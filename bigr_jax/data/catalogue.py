@@ -68,7 +68,10 @@ def _unpack_debian(card: Card) -> None:
         _run(["apt-get", "download", card.package], card, cwd=work)
         _run(["dpkg", "-x", *map(str, work.glob("*.deb")), folder], card)
         _verify(work / DEBIAN_FOLDER, card)
-        (work / DEBIAN_FOLDER).replace(root / "fashion-mnist")
+        place = root / "fashion-mnist"
+        place.mkdir(exist_ok=True)
+        for file in card.files:
+            (work / DEBIAN_FOLDER / file).replace(place / file)
 
 
 def _verify(place: Path, card: Card) -> None:

@@ -67,7 +67,7 @@ def _source(
 ) -> ArraySource:
     # Scaling would blur the digits' edges, and their margin is black: a larger frame costs nothing.
     resize = pad if images.shape[1] == 28 <= request.size else fit
-    card = CARDS[name]
+    card, request = CARDS[name], request.with_channels(1)
     info = Info(name, len(names), names, request.image_shape, card.licence, card.origin)
     return ArraySource(resize(images, request.size, request.channels), labels, info)
 

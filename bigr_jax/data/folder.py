@@ -45,7 +45,7 @@ def open_folder(request: Request) -> Source:
     only the files' headers beforehand. Raises UserError where the layout is another or nothing is
     left.
     """
-    root = Path(request.argument).expanduser()
+    root, request = Path(request.argument).expanduser(), request.with_channels(3)
     names, files = _listing(root, request.split)
     info = Info(root.name, len(names), names, request.image_shape, "unknown", str(root))
     if not request.fits_in_memory(len(files)):

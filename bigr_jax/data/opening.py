@@ -31,7 +31,8 @@ def open_source(section: Any, split: str) -> Source:
     """Returns the source that a config section names.
 
     section  a ConfigDict or mapping: `source` (a key of OPENERS, with what follows the colon filled
-             in), `size` (side of the square images in pixels), `channels` (1 or 3); optional:
+             in), `size` (side of the square images in pixels), `channels` (1, 3, or 0 for those of
+             the data: 1 where the whole set is known to be grey, else 3); optional:
              `data_dir` (where tensorflow-datasets lie; "" is the environment's TFDS_DATA_DIR) and
              `ram_limit` (bytes of images above which they are decoded when asked for; 1 GiB)
     split    "train" or "test"
@@ -54,8 +55,8 @@ def _request(section: Any, split: str) -> Request:
     source, size, channels = section.source, section.size, section.channels
     if split not in ("train", "test"):
         raise one_of("split", split, ("train", "test"))
-    if channels not in (1, 3):
-        raise one_of("data.channels", channels, (1, 3))
+    if channels not in (0, 1, 3):
+        raise one_of("data.channels", channels, (0, 1, 3))
     if not isinstance(size, int) or size < 1:
         raise UserError(f"data.size={size!r} is not a side in pixels; legal: an integer from 1")
     return Request(

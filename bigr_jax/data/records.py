@@ -63,6 +63,7 @@ def open_arrayrecord(request: Request) -> Source:
         from array_record.python import array_record_data_source
     except ImportError as error:
         raise UserError(f"data.source={request.source!r} needs array_record: {_INSTALL}") from error
+    request = request.with_channels(3)
     paths = _paths(os.path.expanduser(request.argument), request)
     try:
         records = array_record_data_source.ArrayRecordDataSource(paths)

@@ -26,7 +26,10 @@ class Info(NamedTuple):
 
 
 class Request(NamedTuple):
-    """What a config asks for; `argument` follows the colon of `source`, ram_limit is in bytes."""
+    """What a config asks for; `argument` follows the colon of `source`, ram_limit is in bytes.
+
+    channels is 0 until `with_channels` has said what the data's own are.
+    """
 
     source: str
     argument: str
@@ -40,6 +43,10 @@ class Request(NamedTuple):
     def image_shape(self) -> tuple[int, int, int]:
         """(height, width, channels) of every image that the source gives."""
         return (self.size, self.size, self.channels)
+
+    def with_channels(self, own: int) -> Request:
+        """Returns the request with the data's own channels where the config asks for none."""
+        return self._replace(channels=self.channels or own)
 
     def fits_in_memory(self, count: int) -> bool:
         """Whether `count` decoded images stay within ram_limit."""

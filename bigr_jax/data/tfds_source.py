@@ -36,6 +36,8 @@ def open_tfds(request: Request) -> Source:
     except Exception as error:  # Its own DatasetInfoFileError, or ValueError for another format.
         raise UserError(f"{folder} is not readable: {error}; {_how(request)}") from error
     image_key, label_key = _keys(builder.info, request)
+    shape = builder.info.features[image_key].shape
+    request = request.with_channels(1 if len(shape) == 2 or shape[-1] == 1 else 3)
     records = builder.as_data_source(split=_split(builder.info.splits, request))
     if not len(records):
         raise UserError(f"data.source={request.source!r}: {folder} has an empty {request.split}")

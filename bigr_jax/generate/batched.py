@@ -19,7 +19,8 @@ def sample_in_batches(
     given: Given,
     size: int,
 ) -> np.ndarray:
-    """Returns images for all labels, `size` at a time, the last batch padded so that one program serves all.
+    """Returns images for all labels, `size` at a time, the last batch padded so that one program
+    serves all.
 
     sample  (variables, key, labels [size], given) -> images [size, H, W, C]
     Returns float32 [len(labels), H, W, C]. Batch i draws with `fold_in(key, i)`.

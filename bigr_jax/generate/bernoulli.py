@@ -64,15 +64,16 @@ def denoise_bits(
 
     Args:
       denoise, condition, target, guidance, temperature: see `predict_bits`.
-      uniform: step -> uniform draws [batch, ..., K]; step 0 draws x_T, step i the i-th posterior.
+      uniform: step -> uniform draws [batch, ..., K] of the noisy bits at `times[step]`.
       schedule: of the diffusion that the denoiser was trained on.
       times: falling, from T (`sampling_times`).
     """
     jumps = np.stack([times, [*times[1:], 0]], axis=1).astype(np.int32)
 
     def step(carry: _Bits, jump: tuple[Array, Array]) -> tuple[_Bits, None]:
-        x_t, _ = carry
+        chance, _ = carry
         index, (t, s) = jump
+        x_t = (uniform(index) < chance).astype(jnp.float32)
         p = predict_bits(
             denoise,
             x_t,
@@ -82,11 +83,9 @@ def denoise_bits(
             guidance=guidance,
             temperature=temperature,
         )
-        x_s = uniform(index + 1) < posterior(x_t, p, t, s, schedule)
-        return (x_s.astype(jnp.float32), p), None
+        return (posterior(x_t, p, t, s, schedule), p), None
 
-    coins = (uniform(0) < 0.5).astype(jnp.float32)
-    # The result is the probabilities of the last step; the bits it draws are not used.
+    coins = jnp.full(jax.eval_shape(uniform, 0).shape, 0.5)
     steps = jnp.arange(len(jumps)), jnp.asarray(jumps)
     (_, p), _ = jax.lax.scan(step, (coins, coins), steps)
     return p

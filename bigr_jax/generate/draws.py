@@ -26,7 +26,7 @@ class Draws(Protocol):
         """Returns uniform draws [batch, N], whose ranks are the random order."""
 
     def denoise(self, iteration: Array | int, step: Array | int) -> Array:
-        """Returns the uniform draws [batch, N, K] of x_T (step 0) or of the posterior at `step`."""
+        """Returns the uniform draws [batch, N, K] of the noisy bits at a denoising step, from 0."""
 
     def gumbel(self, iteration: Array | int) -> Array:
         """Returns standard Gumbel noise [batch, N] for the confidences."""
@@ -96,8 +96,7 @@ class RecordedDraws:
         return self.order_uniforms
 
     def denoise(self, iteration: Array | int, step: Array | int) -> Array:
-        """See `Draws`; a step past the end, whose draw decides nothing, repeats the last."""
-        step = jnp.minimum(step, self.denoise_uniforms.shape[1] - 1)
+        """See `Draws`."""
         return jnp.asarray(self.denoise_uniforms)[iteration, step]
 
     def gumbel(self, iteration: Array | int) -> Array:

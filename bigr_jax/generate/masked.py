@@ -147,7 +147,7 @@ def sample_masked(
     target: str = "flip",
     known: Known | None = None,
     compact: bool = True,
-    groups: int = 5,
+    groups: int = 4,
 ) -> Generated:
     """Draws all unknown tokens; a known one is never touched.
 

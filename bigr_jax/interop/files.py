@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes  # noqa: F401  NumPy learns bfloat16 from it
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
@@ -16,6 +17,8 @@ from safetensors.numpy import load_file, save_file
 from bigr_jax.errors import UserError, one_of
 
 State = dict[str, np.ndarray]
+
+_BROKEN = (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, SafetensorError)
 
 SUFFIXES = (".npz", ".safetensors")
 
@@ -42,7 +45,7 @@ def read(path: str | Path, part: str = "ae") -> State:
         raise UserError(f"weights file {str(path)!r} does not exist")
     try:
         state = _read_npz(path) if path.suffix == ".npz" else dict(load_file(path))
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, SafetensorError) as error:
+    except _BROKEN as error:
         raise UserError(f"weights file {str(path)!r} cannot be read: {error}") from error
     return _select(state, part)
 

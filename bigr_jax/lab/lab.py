@@ -15,7 +15,8 @@ from bigr_jax.train.run import FREE, Run, environment
 
 
 class Lab:
-    """The arms of one experiment in one work directory; whatever is trained already is not trained again.
+    """The arms of one experiment in one work directory; whatever is trained already is not trained
+    again.
 
     config   the settings that every arm starts from
     workdir  where the arms are trained
@@ -29,9 +30,11 @@ class Lab:
         self._figures: dict[str, np.ndarray] = {}
 
     def train(self, arm: str, changes: Mapping[str, str] | None = None, seed: int = 0) -> Run:
-        """Trains all stages of the config with `changes` ({"model.depth": "2"}) and returns the run.
+        """Trains all stages of the config with `changes` ({"model.depth": "2"}) and returns the
+        run.
 
-        Arms that differ in settings that training does not see, such as `sample.`, share one training.
+        Arms that differ in settings that training does not see, such as `sample.`, share one
+        training.
         """
         changes = dict(changes or {})
         config = configs.override(self.config, {**changes, "seed": str(seed)})
@@ -63,7 +66,8 @@ class Lab:
     def claim(self, text: str, metric: str, better: str, than: str) -> bool:
         """States that one arm's metric is higher than another's, and returns whether it is.
 
-        It holds when the mean of the differences, paired by seed, is positive by more than their standard error.
+        It holds when the mean of the differences, paired by seed, is positive by more than their
+        standard error.
         """
         a, b = self.values(better, metric), self.values(than, metric)
         differences = np.array([a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())])
@@ -71,11 +75,18 @@ class Lab:
             raise KeyError(f"arms {better!r} and {than!r} share no seed for metric {metric!r}")
         error = differences.std(ddof=1) / np.sqrt(len(differences)) if len(differences) > 1 else 0.0
         holds = bool(differences.mean() > error)
-        self._claims.append({
-            "text": text, "holds": holds, "metric": metric, "value": float(np.mean(list(a.values()))),
-            "against": float(np.mean(list(b.values()))), "difference": float(differences.mean()),
-            "spread": float(error), "seeds": len(differences),
-        })  # fmt: skip
+        self._claims.append(
+            {
+                "text": text,
+                "holds": holds,
+                "metric": metric,
+                "value": float(np.mean(list(a.values()))),
+                "against": float(np.mean(list(b.values()))),
+                "difference": float(differences.mean()),
+                "spread": float(error),
+                "seeds": len(differences),
+            }
+        )
         return holds
 
     def figure(self, name: str, picture: np.ndarray) -> None:

@@ -13,7 +13,8 @@ from bigr_jax.api import Array
 def agreement(
     predict: Callable[[Array], Array], images: np.ndarray, labels: np.ndarray, size: int = 250
 ) -> dict[str, float]:
-    """Returns the share of images whose likeliest class is the label, and the lowest share of a class.
+    """Returns the share of images whose likeliest class is the label, and the lowest share of a
+    class.
 
     predict  images float32 [size, H, W, C] in [0, 1] -> logits [size, classes]
     images   uint8, or float in [0, 1], [n, H, W, C]; labels int [n]

@@ -12,9 +12,11 @@ Array = jax.Array
 
 
 class ConvNet(nn.Module):
-    """Convolutional classifier of small images, with GroupNorm so that no batch statistics are kept.
+    """Convolutional classifier of small images, with GroupNorm so that no batch statistics are
+    kept.
 
-    __call__  images float [B, H, W, C] in [0, 1] -> (logits float32 [B, classes], features float32 [B, D])
+    __call__  images float [B, H, W, C] in [0, 1] -> (logits float32 [B, classes], features float32
+              [B, D])
     widths    channels of the levels; each level halves height and width
     """
 

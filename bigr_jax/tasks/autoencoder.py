@@ -1,7 +1,8 @@
 """Training of a binary autoencoder, alone or against a discriminator, as a method.
 
-Source: VQGAN (arXiv 2012.09841) with the binary latents of arXiv 2304.04820: reconstruction plus perceptual distance,
-and from `disc_start` on an adversarial loss whose weight balances the two gradients at the decoder's last kernel.
+Source: VQGAN (arXiv 2012.09841) with the binary latents of arXiv 2304.04820: reconstruction plus
+perceptual distance, and from `disc_start` on an adversarial loss whose weight balances the two
+gradients at the decoder's last kernel.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ def autoencoder(
     adversary: Adversary | None = None,
     augmentation: str = "",
 ) -> Method:
-    """Returns the method that trains `net`; its variables hold params["autoencoder"] and params["discriminator"].
+    """Returns the method that trains `net`; its variables hold params["autoencoder"] and
+    params["discriminator"].
 
     distance   perceptual distance per image, weighted by `distance_weight`
     adversary  replaces the step by one that trains both networks; None: the loss alone
@@ -70,7 +72,9 @@ def autoencoder(
 
     def loss(variables: Any, key: Array, batch: Batch, given: Given) -> tuple[Array, Aux]:
         images, code_key = prepared(key, batch)
-        return cost(images, reconstruct(variables["params"]["autoencoder"], images, code_key)), Aux({})
+        return cost(images, reconstruct(variables["params"]["autoencoder"], images, code_key)), Aux(
+            {}
+        )
 
     def step(
         state: TrainState, key: Array, batch: Batch, given: Given, apply: Apply
@@ -78,9 +82,7 @@ def autoencoder(
         assert adversary is not None
         images, code_key = prepared(key, batch)
         params, on = state.variables["params"], (state.step >= adversary.start).astype(jnp.float32)
-        drawn, pull = jax.vjp(
-            lambda p: reconstruct(p, images, code_key), params["autoencoder"]
-        )
+        drawn, pull = jax.vjp(lambda p: reconstruct(p, images, code_key), params["autoencoder"])
 
         def judge(params: Any, stats: Any, images: Array) -> tuple[Array, Any]:
             variables = {"params": params, "batch_stats": stats}
@@ -92,7 +94,8 @@ def autoencoder(
         fooled, towards_real = jax.value_and_grad(
             lambda x: generator_loss(judge(params["discriminator"], stats, x)[0])
         )(drawn)
-        # Two pulls through one forward pass: the gradients of the two losses, whose balance is their weight.
+        # Two pulls through one forward pass: the gradients of the two losses, whose balance is
+        # their weight.
         (a,), (b,) = pull(towards_image), pull(towards_real)
         weight = on * adversary.weight * adaptive_weight(_last_kernel(a), _last_kernel(b))
         grads = {"autoencoder": jax.tree.map(lambda x, y: x + weight * y, a, b)}

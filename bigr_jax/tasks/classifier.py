@@ -36,6 +36,9 @@ def classifier(net: nn.Module, *, augmentation: str = "", smoothing: float = 0.0
         right = (logits.argmax(-1) == batch["label"]).astype(jnp.float32)
         cost = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
         mask, weight = batch["mask"], batch["mask"].sum()
-        return {"accuracy": Sum((right * mask).sum(), weight), "loss": Sum((cost * mask).sum(), weight)}
+        return {
+            "accuracy": Sum((right * mask).sum(), weight),
+            "loss": Sum((cost * mask).sum(), weight),
+        }
 
     return Method(init=init, loss=loss, evaluate=evaluate)

@@ -11,7 +11,8 @@ def base(slug: str, variant: str) -> ConfigDict:
     """Returns the settings shared by all experiments.
 
     mesh      devices along each axis, one may be -1: all that are left
-    sharding  (regex over parameter paths, (axis or None per dimension)) pairs that overrule the table
+    sharding  (regex over parameter paths, (axis or None per dimension)) pairs that overrule the
+              table
     logging   writers beside metrics.jsonl
     """
     return ConfigDict(
@@ -27,7 +28,8 @@ def base(slug: str, variant: str) -> ConfigDict:
 
 
 def stage(**changes: Any) -> ConfigDict:
-    """Returns the training settings of one stage, changed where asked; optimizer settings by name too.
+    """Returns the training settings of one stage, changed where asked; optimizer settings by name
+    too.
 
     Durations read "3000 steps", "40 epochs", "1_000_000 examples" or "10%" (of the stage).
     """

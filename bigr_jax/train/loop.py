@@ -6,7 +6,7 @@ import contextlib
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -29,7 +29,9 @@ HostBatch = Mapping[str, np.ndarray]
 
 
 class Interrupted(KeyboardInterrupt):
-    """Training was asked to stop (Ctrl-C, SIGTERM) and has saved its state; `signum` says by what."""
+    """Training was asked to stop (Ctrl-C, SIGTERM) and has saved its state; `signum` says by
+    what.
+    """
 
     def __init__(self, signum: int, text: str) -> None:
         super().__init__(text)
@@ -74,7 +76,8 @@ def fit(
     """Trains a stage from its newest checkpoint to its last step and returns the state.
 
     The order within a step is fixed, since resuming depends on it: step, evaluate, save.
-    Raises Interrupted after SIGINT or SIGTERM, with the state saved; UserError when the loss is not finite.
+    Raises Interrupted after SIGINT or SIGTERM, with the state saved; UserError when the loss is not
+    finite.
     """
     # 1. the newest good checkpoint of this work directory; 2. a fresh state
     if checkpoints.latest() is None:
@@ -113,7 +116,8 @@ def fit(
             if step < plan.total and not stop:
                 batch = next(batches)
             waited = time.perf_counter() - begin
-            # Read one step late: the device works on this step while the host looks at the last one.
+            # Read one step late: the device works on this step while the host looks at the last
+            # one.
             if pending is not None:
                 _log(plan, pending, metrics, status, waited)
             pending = (step, now)
@@ -126,12 +130,15 @@ def fit(
                 metrics.write(plan.name, step, {f"test/{k}": v for k, v in latest.items()})
                 status.message(_sentence(plan.name, step, latest))
             if last or _due(step, plan.save_every):
-                checkpoints.save(step, state, {"step": step, "examples": step * plan.batch_size}, latest)
+                checkpoints.save(
+                    step, state, {"step": step, "examples": step * plan.batch_size}, latest
+                )
             if stop:
                 checkpoints.wait()
                 raise Interrupted(
-                    stop[0], f"stopped at step {step} of {plan.total} of stage {plan.name!r}, saved; "
-                    "the same command goes on from there"
+                    stop[0],
+                    f"stopped at step {step} of {plan.total} of stage {plan.name!r}, saved; "
+                    "the same command goes on from there",
                 )
     checkpoints.wait()
     return state
@@ -140,7 +147,8 @@ def fit(
 class Evaluator:
     """Measures a stage over a whole source; the program is compiled once.
 
-    Called with (variables, source) it returns {name: value}: sums over all batches and hosts, divided once.
+    Called with (variables, source) it returns {name: value}: sums over all batches and hosts,
+    divided once.
     """
 
     def __init__(self, plan: Plan, mesh: Mesh, given: Given) -> None:
@@ -156,8 +164,9 @@ class Evaluator:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
-        with scope(self._mesh):
-            for index, batch in enumerate(device_batches(batches, self._mesh)):
+        placed = device_batches(batches, self._mesh)
+        with scope(self._mesh), contextlib.closing(placed):
+            for index, batch in enumerate(placed):
                 found = self._run(variables, jax.random.fold_in(key, index), batch, self._given)
                 for name, pair in jax.device_get(dict(found)).items():
                     sums[name] = sums.get(name, np.zeros(2)) + np.array(pair, np.float64)
@@ -166,12 +175,16 @@ class Evaluator:
 
 @contextlib.contextmanager
 def scope(mesh: Mesh) -> Iterator[None]:
-    """Makes the mesh and the table of logical names current, so that linen's constraints take effect."""
+    """Makes the mesh and the table of logical names current, so that linen's constraints take
+    effect.
+    """
     with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.LINEN_RULES):
         yield
 
 
-def device_batches(batches: Iterator[HostBatch], mesh: Mesh) -> Iterator[dict[str, Array]]:
+def device_batches(
+    batches: Iterator[HostBatch], mesh: Mesh
+) -> Generator[dict[str, Array], None, None]:
     """Yields global arrays, rows over data and fsdp, from each host's own rows."""
     where = sharding.batch_sharding(mesh)
     try:
@@ -232,12 +245,14 @@ def _log(
     loss = float(jax.device_get(values["loss"]))
     if not math.isfinite(loss):
         raise UserError(
-            f"the loss of stage {plan.name!r} is {loss} at step {step}; the last checkpoint is intact. "
-            "Lower the learning rate, or clip gradients (optimizer.clip)"
+            f"the loss of stage {plan.name!r} is {loss} at step {step}; the last checkpoint is "
+            "intact. Lower the learning rate, or clip gradients (optimizer.clip)"
         )
     status.step(step, loss, waited)
     if _due(step, plan.log_every) or step == plan.total:
-        metrics.write(plan.name, step, {k: float(v) for k, v in jax.device_get(dict(values)).items()})
+        metrics.write(
+            plan.name, step, {k: float(v) for k, v in jax.device_get(dict(values)).items()}
+        )
 
 
 def _due(step: int, every: int) -> bool:

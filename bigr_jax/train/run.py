@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+import bigr_jax
 from bigr_jax import config as configs
 from bigr_jax import durations, files, pictures, registry
 from bigr_jax.api import Method, Report
@@ -27,7 +28,7 @@ from bigr_jax.train.loop import Evaluator, Plan, fit, scope
 from bigr_jax.train.step import make_step
 from bigr_jax.train.writer import Metrics
 
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "chex", "numpy", "bigr_jax")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "chex", "numpy")
 # What may differ between two runs in one work directory without changing what is learnt.
 FREE = ("mesh.", "sample.", "report.", "study.", "logging.")
 DRAWN_AT_ONCE = 100
@@ -36,7 +37,8 @@ DRAWN_AT_ONCE = 100
 class Run:
     """One experiment in one work directory, checked whole before anything is trained.
 
-    Raises UserError for a mistake in the config, unread keys, absent data, or a work directory of another config.
+    Raises UserError for a mistake in the config, unread keys, absent data, or a work directory of
+    another config.
     """
 
     def __init__(self, config: ConfigDict, workdir: str, profile: tuple[int, int] | None = None):
@@ -49,13 +51,17 @@ class Run:
         self.mesh = sharding.make_mesh(dict(view.mesh.items()))
         self._view = view
         self._variables: dict[str, Any] = {}
-        self._plans = {name: self._plan(name) for name in self.methods}
+        self._plans: dict[str, tuple[Plan, Any]] = {}
+        for name in self.methods:
+            self._plans[name] = self._plan(name)
         _ = dict(view.logging.items()), view.variant
         configs.check_read(view, except_sections=("sample", "report", "study", "data"))
         self.refuse_other_config()
 
     def refuse_other_config(self) -> None:
-        """Raises UserError when the work directory was made with another config, naming the keys."""
+        """Raises UserError when the work directory was made with another config, naming the
+        keys.
+        """
         path = os.path.join(self.workdir, "config.json")
         if not os.path.exists(path):
             return
@@ -77,13 +83,16 @@ class Run:
         configs.save(self.config, os.path.join(self.workdir, "config.json"))
         files.write_json(os.path.join(self.workdir, "env.json"), environment())
         text = [
-            f"# {name}\n" + overview.table(boxed, jax.tree.map(lambda x: x.sharding, plan.abstract.variables))
+            f"# {name}\n"
+            + overview.table(boxed, jax.tree.map(lambda x: x.sharding, plan.abstract.variables))
             for name, (plan, boxed) in self._plans.items()
         ]
         files.write_text(os.path.join(self.workdir, "params.txt"), "\n\n".join(text) + "\n")
 
     def train(self, name: str) -> None:
-        """Trains a stage from where it stands and measures it; a stage that is done is left alone."""
+        """Trains a stage from where it stands and measures it; a stage that is done is left
+        alone.
+        """
         plan, _ = self._plans[name]
         results = self.results()
         if results["stages"].get(name, {}).get("step") == plan.total:
@@ -147,8 +156,9 @@ class Run:
                 found = checkpoints.latest()
                 if found is None or found < plan.total:
                     raise UserError(
-                        f"stage {name!r} is at step {found or 0} of {plan.total} in {self.workdir}; "
-                        f"train it first: bigr train --config=... --workdir={self.workdir} --stage={name}"
+                        f"stage {name!r} is at step {found or 0} of {plan.total} in "
+                        f"{self.workdir}; train it first: bigr train --config=... "
+                        f"--workdir={self.workdir} --stage={name}"
                     )
                 finished, _ = checkpoints.restore(plan.abstract, checkpoints.best_step())
             section = getattr(self.config.train, name)
@@ -213,7 +223,9 @@ class Run:
     def _check_batch(self, key: str, size: int, accumulate: int) -> None:
         rows = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
         if size % (rows * accumulate):
-            what = f"data x fsdp = {rows}" + (f" times accumulate = {accumulate}" * (accumulate > 1))
+            what = f"data x fsdp = {rows}" + (
+                f" times accumulate = {accumulate}" * (accumulate > 1)
+            )
             raise UserError(f"{key}={size} must be a multiple of {what}")
 
 
@@ -222,7 +234,8 @@ def train(
 ) -> None:
     """Trains every stage of an experiment in order, or one of them, and measures each.
 
-    Going on in a work directory continues where it stood. `profile` is "first:last", the steps to trace.
+    Going on in a work directory continues where it stood. `profile` is "first:last", the steps to
+    trace.
     """
     run = Run(config, workdir, _window(profile))
     if stage is not None and stage not in run.methods:
@@ -237,7 +250,9 @@ def train(
 
 
 def evaluate(workdir: str, stage: str | None = None) -> dict[str, Any]:
-    """Measures the finished stages of a work directory again, writes results.json and returns it."""
+    """Measures the finished stages of a work directory again, writes results.json and returns
+    it.
+    """
     run = Run(_saved(workdir), workdir)
     for name in [stage] if stage else run.methods:
         if name not in run.methods:
@@ -286,7 +301,9 @@ def sample(
 
 
 def resolved(config: ConfigDict, source: Source) -> ConfigDict:
-    """Returns the config with what 0 leaves to the data filled in: `data.channels`, `data.num_classes`, `data.examples`."""
+    """Returns the config with what 0 leaves to the data filled in: `data.channels`,
+    `data.num_classes`, `data.examples`.
+    """
     config = configs.copy(config)
     found = {
         "channels": source.info.image_shape[-1],
@@ -296,7 +313,8 @@ def resolved(config: ConfigDict, source: Source) -> ConfigDict:
     for name, value in found.items():
         if config.data.get(name) not in (0, None, value):
             raise UserError(
-                f"config.data.{name}={config.data[name]}, but {config.data.source} has {value}; 0 takes what is there"
+                f"config.data.{name}={config.data[name]}, but {config.data.source} has {value}; "
+                "0 takes what is there"
             )
         config.data[name] = value
     return config
@@ -304,15 +322,20 @@ def resolved(config: ConfigDict, source: Source) -> ConfigDict:
 
 def batch_spec(source: Source, size: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the shapes of a training batch of `size` rows."""
-    shapes = {name: (value.shape[1:], value.dtype) for name, value in source.gather(np.arange(1)).items()}
+    shapes = {
+        name: (value.shape[1:], value.dtype) for name, value in source.gather(np.arange(1)).items()
+    }
     shapes |= {"index": ((), np.dtype(np.int32)), "mask": ((), np.dtype(np.float32))}
-    return {name: jax.ShapeDtypeStruct((size, *rest), kind) for name, (rest, kind) in shapes.items()}
+    return {
+        name: jax.ShapeDtypeStruct((size, *rest), kind) for name, (rest, kind) in shapes.items()
+    }
 
 
 def environment() -> dict[str, Any]:
     """Returns versions and devices, for env.json."""
     devices = jax.devices()
     return {
+        "bigr_jax": bigr_jax.__version__,
         "python": platform.python_version(),
         **{name: metadata.version(name) for name in PACKAGES},
         "devices": f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})",
@@ -324,7 +347,9 @@ def environment() -> dict[str, Any]:
 def _saved(workdir: str) -> ConfigDict:
     path = os.path.join(workdir, "config.json")
     if not os.path.exists(path):
-        raise UserError(f"--workdir={workdir} is no work directory of `bigr train`: {path} is missing")
+        raise UserError(
+            f"--workdir={workdir} is no work directory of `bigr train`: {path} is missing"
+        )
     return configs.load_json(path)
 
 

@@ -1,8 +1,8 @@
 """Where every array lives: one mesh, one table of names, parameters born sharded.
 
-A dimension's placement is the first that applies: a regex of the config (`sharding`), the logical name that the
-module put on it (`RULES`), the largest dimension that the fsdp axis divides, replication. Replicated bytes are
-counted, since a rule that quietly misses costs a pod its memory.
+A dimension's placement is the first that applies: a regex of the config (`sharding`), the logical
+name that the module put on it (`RULES`), the largest dimension that the fsdp axis divides,
+replication. Replicated bytes are counted, since a rule that quietly misses costs a pod its memory.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ REPLICATED_LIMIT = 0.02
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Returns the mesh over the axes `data, fsdp, model, seq`; one size may be -1: all devices that are left.
+    """Returns the mesh over the axes `data, fsdp, model, seq`; one size may be -1: all devices that
+    are left.
 
     Raises UserError when the sizes do not multiply to the number of devices.
     """
@@ -55,7 +56,9 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     if -1 in shape and count % fixed == 0:
         shape[shape.index(-1)] = count // fixed
     if math.prod(shape) != count:
-        raise UserError(f"mesh {given} does not fit {count} device(s): the sizes must multiply to {count}")
+        raise UserError(
+            f"mesh {given} does not fit {count} device(s): the sizes must multiply to {count}"
+        )
     return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * 4, devices=devices)
 
 
@@ -74,14 +77,13 @@ def path_name(path: Sequence[Any]) -> str:
     return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
 
 
-def place(
-    variables: Any, mesh: Mesh, overrides: Sequence[tuple[str, tuple[Any, ...]]] = ()
-) -> Any:
-    """Returns a NamedSharding for every leaf of an abstract tree of variables (linen boxes or plain leaves).
+def place(variables: Any, mesh: Mesh, overrides: Sequence[tuple[str, tuple[Any, ...]]] = ()) -> Any:
+    """Returns a NamedSharding for every leaf of an abstract tree of variables (linen boxes or plain
+    leaves).
 
     overrides  (regex over the path, mesh axes per dimension) pairs, first match wins
-    Raises UserError for a pattern that matches nothing, an axis that does not divide, and more than 2 % of the bytes
-    left whole on an fsdp mesh.
+    Raises UserError for a pattern that matches nothing, an axis that does not divide, and more than
+    2 % of the bytes left whole on an fsdp mesh.
     """
     leaves, treedef = jax.tree_util.tree_flatten_with_path(
         variables, is_leaf=lambda x: isinstance(x, nn.meta.AxisMetadata)
@@ -109,7 +111,9 @@ def place(
 
 
 def place_like(tree: Any, params: Any, shardings: Any, mesh: Mesh) -> Any:
-    """Returns shardings for an optimizer state: a leaf whose path ends in a parameter's path lies where that lies."""
+    """Returns shardings for an optimizer state: a leaf whose path ends in a parameter's path lies
+    where that lies.
+    """
     named = {
         path_name(path): (leaf.shape, sharding)
         for (path, leaf), sharding in zip(
@@ -138,8 +142,8 @@ def _overridden(
             for size, axis in zip(shape, axes, strict=True):
                 if axis is not None and size % mesh.shape[axis]:
                     raise UserError(
-                        f"sharding {pattern!r}: axis {axis!r} of size {mesh.shape[axis]} does not divide {size}, "
-                        f"a dimension of {name}"
+                        f"sharding {pattern!r}: axis {axis!r} of size {mesh.shape[axis]} does not "
+                        f"divide {size}, a dimension of {name}"
                     )
             return list(axes)
     return None
@@ -167,6 +171,6 @@ def _refuse_replication(whole: list[tuple[int, str]], total: int) -> None:
     if total and size > REPLICATED_LIMIT * total:
         largest = ", ".join(name for _, name in sorted(whole, reverse=True)[:5])
         raise UserError(
-            f"{size / total:.1%} of the parameter bytes would lie whole on every device of the fsdp axis "
-            f"(limit {REPLICATED_LIMIT:.0%}): {largest}"
+            f"{size / total:.1%} of the parameter bytes would lie whole on every device of the "
+            f"fsdp axis (limit {REPLICATED_LIMIT:.0%}): {largest}"
         )

@@ -90,7 +90,8 @@ def create(
 
 
 def eval_variables(state: TrainState, optimizer: str = "") -> dict[str, Any]:
-    """Returns the variables to measure and to draw with: the averaged parameters where there are some.
+    """Returns the variables to measure and to draw with: the averaged parameters where there are
+    some.
 
     optimizer  name of the optimizer: schedule-free ones evaluate at their own average
     """
@@ -98,5 +99,7 @@ def eval_variables(state: TrainState, optimizer: str = "") -> dict[str, Any]:
     if state.ema is not None:
         variables["params"] = state.ema
     else:
-        variables["params"] = optimizers.eval_params(optimizer, state.opt_state, variables["params"])
+        variables["params"] = optimizers.eval_params(
+            optimizer, state.opt_state, variables["params"]
+        )
     return variables

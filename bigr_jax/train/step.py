@@ -27,8 +27,8 @@ def make_step(
     """Returns the train step (state, batch, root key, given) -> (state, metrics).
 
     The step's key is `fold_in(root, state.step)`, so that resuming needs no random state.
-    accumulate  number of micro-batches whose gradients are averaged in one step; a method that replaces the step
-                does this itself where it applies
+    accumulate  number of micro-batches whose gradients are averaged in one step; a method that
+                replaces the step does this itself where it applies
     ema         decay of the averaged parameters, 0 for none
     """
 
@@ -69,14 +69,16 @@ def make_step(
 def accumulated(
     gradient: Gradient, variables: Any, key: Array, batch: Batch, count: int
 ) -> tuple[Any, Aux]:
-    """Returns the mean gradient and metrics over `count` micro-batches, scanned; one is in memory at a time.
+    """Returns the mean gradient and metrics over `count` micro-batches, scanned; one is in memory
+    at a time.
 
     Row i goes to micro-batch i % count, so that every device keeps its own rows.
     """
     if count == 1:
         return gradient(variables, key, batch)
     parts = jax.tree.map(
-        lambda x: jnp.swapaxes(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 0, 1), dict(batch)
+        lambda x: jnp.swapaxes(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 0, 1),
+        dict(batch),
     )
     first = jax.tree.map(lambda x: x[0], parts)
     shapes, aux = jax.eval_shape(gradient, variables, key, first)

@@ -58,6 +58,9 @@ def test_colour_and_size_are_fitted(tmp_path: Path) -> None:
     path = tmp_path / "set.npz"
     np.savez(path, images=rng.integers(0, 256, (10, 9, 7, 4), dtype=np.uint8), labels=LABELS[:10])
     assert opened(path, size=4, channels=3).gather(np.arange(2))["image"].shape == (2, 4, 4, 3)
+    assert opened(path, channels=0).info.image_shape == (6, 6, 3)
+    np.savez(path, images=IMAGES, labels=LABELS)
+    assert opened(path, channels=0).info.image_shape == (6, 6, 1)
     assert opened(path, size=12).gather(np.arange(2))["image"].shape == (2, 12, 12, 1)
 
 

@@ -112,6 +112,8 @@ def test_a_debian_package_is_unpacked_without_root(
     monkeypatch.setattr(shutil, "which", lambda tool: f"/usr/bin/{tool}")
     commands = run(tools)
     place = pinned / "root" / "fashion-mnist"
+    place.mkdir(parents=True)
+    (place / "t10k-labels-idx1-ubyte.gz").write_bytes(b"left by an interrupted download")
     assert catalogue.fetch("fashion_mnist") == place
     assert [command[:2] for command in commands] == [["apt-get", "download"], ["dpkg", "-x"]]
     assert commands[1][2].endswith("dataset_1_all.deb")

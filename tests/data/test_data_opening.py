@@ -57,7 +57,7 @@ def test_a_locked_section_with_the_optional_keys(tmp_path: Path) -> None:
         ({"source": "folder"}, "train", "data.source='folder' lacks its PATH: folder:PATH"),
         ({"source": "folder:"}, "train", "data.source='folder:' lacks its PATH: folder:PATH"),
         ({"source": "tfds"}, "train", "data.source='tfds' lacks its NAME: tfds:NAME"),
-        ({"channels": 4}, "train", "data.channels=4 is not known; legal: 1, 3"),
+        ({"channels": 4}, "train", "data.channels=4 is not known; legal: 0, 1, 3"),
         ({"size": 0}, "train", "data.size=0 is not a side in pixels"),
         ({"size": 2.0}, "train", r"data.size=2\.0 is not a side in pixels"),
         ({}, "valid", "split='valid' is not known; legal: train, test"),

@@ -34,6 +34,7 @@ def test_what_is_written_is_read(tmp_path: Path, limit: int) -> None:
     source = opened(f"{tmp_path}/*.arrayrecord", ram_limit=limit)
     assert isinstance(source, ArraySource if limit else LazySource)
     assert source.info.num_classes == 4
+    assert opened(f"{tmp_path}/*", channels=0).info.image_shape == (6, 6, 3)
     batch = source.gather(np.asarray([10, 0, 5]))
     np.testing.assert_array_equal(batch["image"], IMAGES[[10, 0, 5]])
     np.testing.assert_array_equal(batch["label"], LABELS[[10, 0, 5]])

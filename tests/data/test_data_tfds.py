@@ -148,6 +148,8 @@ def test_without_a_held_out_split_the_last_tenth_is_it(
     assert [len(part) for part in parts] == [27, 3]
     everything = {(IMAGES[index, ..., :1].tobytes(), index % 4) for index in range(30)}
     assert by_label(parts[0]) | by_label(parts[1]) == everything
+    assert opened("bigr_tiny_grey", "", channels=0).info.image_shape == (6, 6, 1)
+    assert opened("bigr_tiny_colour", "", channels=0).info.image_shape == (6, 6, 3)
 
 
 def test_the_newest_version_and_a_config_are_found(prepared: Path, tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def call(method):
 
 
 hidden, condition = call("hidden"), call("condition")
-features_all = call("features_all")
+features_all, predict = call("features_all"), call("__call__")
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,9 @@ def test_initial_distributions():
 
 
 def test_initial_logits_are_zero(born, batch):
-    assert not jax.jit(MODEL.apply)(born, *batch.values()).any()
+    logits = predict(nn.unbox(born), *batch.values())
+    assert logits.shape == (3, 6, 5) and logits.dtype == jnp.float32
+    assert not logits.any()
 
 
 def test_bits_under_the_mask_are_not_read(variables, batch):
@@ -175,21 +177,34 @@ def test_denoiser_counts_time_from_zero(variables, batch):
 
 
 def test_training_call_reaches_every_parameter(variables, batch):
-    def loss(variables, deterministic):
-        rngs = {"dropout": jax.random.key(0)}
-        logits = MODEL.apply(variables, *batch.values(), deterministic, rngs=rngs)
-        return (logits * batch["mask"][..., None]).var(), logits
+    def loss(variables, bits, labels, mask, *noisy):
+        logits = MODEL.apply(variables, bits, labels, mask, *noisy)
+        return (logits * mask[..., None]).var()
 
-    run = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=1)
-    (_, logits), gradients = run(variables, True)
-    assert logits.shape == (3, 6, 5) and logits.dtype == jnp.float32
-    flat = flatten_dict(gradients["params"])
+    flat = flatten_dict(jax.jit(jax.grad(loss))(variables, *batch.values())["params"])
     assert all(np.isfinite(g).all() and np.abs(g).max() > 0 for g in flat.values())
     rows = np.abs(flat["classes", "table"]).max(axis=1) > 0
     asked = batch["labels"][batch["mask"].any(axis=1)]
     np.testing.assert_array_equal(np.flatnonzero(rows), sorted(asked))
-    (_, noisy), _ = run(variables, False)
-    assert abs(noisy - logits).max() > 1e-3
+
+
+def test_dropout_acts_in_training_only(variables, batch):
+    c = condition(variables, batch["labels"])
+    run = jax.jit(
+        lambda key: MODEL.apply(
+            variables,
+            batch["bits"],
+            c,
+            batch["mask"],
+            False,
+            method="hidden",
+            rngs={"dropout": key},
+        )
+    )
+    plain = hidden(variables, batch["bits"], c, batch["mask"])
+    first, again, other = (run(jax.random.key(seed)) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert min(abs(first - plain).max(), abs(first - other).max()) > 1e-3
 
 
 def test_without_adaln_the_class_is_a_token_only(variables, batch):
@@ -205,7 +220,7 @@ def test_without_adaln_the_class_is_a_token_only(variables, batch):
 def test_low_precision_products(variables, batch):
     half = MODEL.clone(dtype=jnp.bfloat16, parent=None)
     logits = jax.jit(half.apply)(variables, *batch.values())
-    exact = jax.jit(MODEL.apply)(variables, *batch.values())
+    exact = predict(variables, *batch.values())
     assert logits.dtype == jnp.float32
     assert 0 < abs(logits - exact).max() < 0.05 * abs(exact).max()
 

@@ -114,7 +114,7 @@ def test_every_probability(model, variables):
         p = denoise_bits(
             denoise,
             condition,
-            lambda step: jnp.concatenate([uniforms, uniforms[-1:]])[step],
+            lambda step: uniforms[step],
             SCHEDULE,
             TIMES,
             guidance=guidance,

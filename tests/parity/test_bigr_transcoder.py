@@ -143,11 +143,10 @@ def test_guided_sampling(variables, name, target):
         "guidance": given["cfg_scale"],
         "temperature": given["temp"],
     }
-    draws = jnp.concatenate([u, u[-1:]])
     condition = pair(ARRAYS["in/cond"], ARRAYS["in/uncond"])
     run = jax.jit(
         lambda variables: denoise_bits(
-            denoise(variables), condition, lambda step: draws[step], LINEAR, times, **options
+            denoise(variables), condition, lambda step: jnp.asarray(u)[step], LINEAR, times, **options
         )
     )
     close(run(variables), f"{prefix}/prob_x0")
@@ -166,13 +165,12 @@ def test_without_guidance_only_the_condition_matters(variables):
     given = META["sample"]["s100"]
     assert given["cfg_scale"] == 1.0
     u = ARRAYS["sample/s100_flip/u"]
-    draws = jnp.concatenate([u, u[-1:]])
     times = sampling_times(TIMES, given["sample_steps"])
     run = jax.jit(
         lambda variables: denoise_bits(
             denoise(variables),
             jnp.asarray(ARRAYS["in/cond"]),
-            lambda step: draws[step],
+            lambda step: jnp.asarray(u)[step],
             LINEAR,
             times,
             temperature=given["temp"],

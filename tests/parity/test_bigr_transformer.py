@@ -24,7 +24,7 @@ from bigr_jax.nn.stack import scan_layers
 from bigr_jax.ops.bernoulli import make_schedule
 from bigr_jax.ops.rope import grid_table
 
-ATOL = 1e-4
+ATOL = 3e-5
 PACK = Path(__file__).with_name("bigr_transformer_small.npz")
 
 
@@ -194,4 +194,6 @@ def test_gradient_of_every_parameter(training, pack):
     wanted, actual = part(pack, "grad/"), training[1]
     assert wanted.keys() == actual.keys()
     for name in wanted:
-        np.testing.assert_allclose(actual[name], wanted[name], rtol=0, atol=ATOL, err_msg=name)
+        # The gradients of a mean are small: measured against the largest of the parameter.
+        atol = ATOL * abs(wanted[name]).max()
+        np.testing.assert_allclose(actual[name], wanted[name], rtol=0, atol=atol, err_msg=name)

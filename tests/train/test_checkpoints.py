@@ -360,7 +360,7 @@ def test_the_last_save_failing_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(manifest, "write", full_disk)
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, make_state(1), {})
-    with pytest.raises(UserError, match="could not be written.*No space left"):
+    with pytest.raises(UserError, match=r"could not be written.*No space left"):
         checkpoints.close()
     checkpoints.close()
 
@@ -481,9 +481,9 @@ print("reached", reached)
 
 def test_kill_at_random_instants_never_loses_a_step_that_was_waited_for(tmp_path):
     # One process forks all children before it starts any thread: importing jax once saves seconds.
-    done = run(KILLED, tmp_path, 12, check=False)
+    done = run(KILLED, tmp_path, 10, check=False)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout.split()[1]) >= 12
+    assert int(done.stdout.split()[1]) >= 10
 
 
 PROCESS = """

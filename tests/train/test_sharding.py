@@ -1,4 +1,6 @@
-"""Placement of parameters: the table, the fallbacks, the errors; on meshes without devices of their own."""
+"""Placement of parameters: the table, the fallbacks, the errors; on meshes without devices of their
+own.
+"""
 
 import flax.linen as nn
 import jax

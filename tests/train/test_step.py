@@ -43,7 +43,9 @@ def test_step_is_gradient_descent_however_the_batch_is_cut(batch, accumulate):
     step = jax.jit(make_step(METHOD, optax.sgd(LR), lambda s: LR, accumulate=accumulate))
     state, metrics = step(fresh(), batch, jax.random.key(0), {})
     error = batch["x"] @ np.arange(3.0) - batch["y"]
-    np.testing.assert_allclose(state.variables["params"]["w"], expected(np.arange(3.0), batch), atol=1e-5)
+    np.testing.assert_allclose(
+        state.variables["params"]["w"], expected(np.arange(3.0), batch), atol=1e-5
+    )
     np.testing.assert_allclose(metrics["loss"], np.mean(error**2), rtol=1e-5)
     np.testing.assert_allclose(metrics["bias"], error.mean(), rtol=1e-4, atol=1e-6)
     assert int(state.step) == 1 and int(state.variables["seen"]["count"]) == accumulate
