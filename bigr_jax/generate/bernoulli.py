@@ -62,6 +62,9 @@ def denoise_bits(
 ) -> Array:
     """Runs the chain of one pass over `times` and returns P(bit = 1), float32 [batch, ..., K].
 
+    As published, the posterior takes the prediction, which has already seen x_t, for a prior: x_t
+    counts twice, and more steps do not converge to the joint distribution of the bits.
+
     Args:
       denoise, condition, target, guidance, temperature: see `predict_bits`.
       uniform: step -> uniform draws [batch, ..., K] of the noisy bits at `times[step]`.

@@ -7,11 +7,9 @@ from collections.abc import Iterator
 from bigr_jax.interop.layout import Entry
 from bigr_jax.models.bigr import BiGR
 
-# A second name for every tensor of the denoiser, and the noise schedule.
-IGNORED = (
-    r"diffusion_processor\._denoise_fn\..*",
-    r"diffusion_processor\.scheduler\.(k_final|b_final|beta|cumbeta)",
-)
+# The published files hold the denoiser twice, and the constants of its noise schedule.
+ALIASES = {"diffusion_processor._denoise_fn.": "denoise_mlp."}
+CARRIED = (r"diffusion_processor\.scheduler\.(k_final|b_final|beta|cumbeta)",)
 
 _DENOISER = {
     "x_embedder": "bits_in",

@@ -25,9 +25,9 @@ Shape = tuple[int, ...]
 class _Family(NamedTuple):
     """What a model class needs: the module of its names, and inputs that initialise it.
 
-    names   has `table(model) -> rows`, and patterns of further names that a file may hold:
-            IGNORED, second names of other tensors, are dropped; CARRIED, constants and counters
-            that nothing reads, are kept in the collection "unused"
+    names   has `table(model) -> rows`, and further names that a file may hold: ALIASES, {prefix:
+            prefix} of second names for tensors of the table; CARRIED, patterns of constants and
+            counters that nothing reads. Both are remembered in the collection "unused"
     """
 
     names: ModuleType
@@ -88,14 +88,17 @@ def from_torch(model: nn.Module | str, state: Mapping[str, np.ndarray]) -> dict[
             flat.setdefault(entry.path, np.empty(ours, value.dtype))[entry.layer] = one
     for name in filter(names.carries, state):
         flat[(UNUSED, *name.split("."))] = np.asarray(state[name])
+    for name in filter(names.original, state):
+        # That the file has a second name is all there is to remember: its values would go stale.
+        flat[(UNUSED, *name.split("."))] = np.zeros(0, np.float32)
     return unflatten_dict(flat)
 
 
 def to_torch(model: nn.Module | str, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Returns the published tensors {name: array} of the `variables` of `model`.
 
-    It undoes `from_torch` bit for bit; aliases that `from_torch` dropped are not written. Where
-    there is no collection "unused", zeros are written for the tensors that no computation reads.
+    It undoes `from_torch` bit for bit, second names included. Where there is no collection
+    "unused", zeros are written for the tensors that no computation reads.
     Raises UserError that names every missing parameter, every unknown one and every other shape.
     """
     label, model = _resolve(model)
@@ -113,7 +116,7 @@ def to_torch(model: nn.Module | str, variables: Mapping[str, Any]) -> dict[str, 
     for entry in names.entries:
         if entry.path[0] != UNUSED:
             state[entry.torch] = outward(entry, ours[entry.path])
-    return state
+    return {name: state[names.original(name) or name] for name in state}
 
 
 def shapes(model: nn.Module | str) -> dict[str, Shape]:
@@ -126,8 +129,9 @@ class _Names(NamedTuple):
     """A model's name table, with the shapes that the model itself gives its parameters."""
 
     entries: list[Entry]
+    torch_names: frozenset[str]
     shapes: Mapping[Path, Shape]
-    ignored: tuple[str, ...]
+    aliases: Mapping[str, str]
     carried: tuple[str, ...]
 
     def shape(self, entry: Entry) -> Shape:
@@ -139,8 +143,12 @@ class _Names(NamedTuple):
     def carries(self, name: str) -> bool:
         return any(re.fullmatch(pattern, name) for pattern in self.carried)
 
-    def ignores(self, name: str) -> bool:
-        return any(re.fullmatch(pattern, name) for pattern in self.ignored)
+    def original(self, name: str) -> str | None:
+        """Returns the name of the table that `name` is a second name of, or None."""
+        for prefix, ours in self.aliases.items():
+            if name.startswith(prefix) and ours + name[len(prefix) :] in self.torch_names:
+                return ours + name[len(prefix) :]
+        return None
 
 
 def _resolve(model: nn.Module | str) -> tuple[str, nn.Module]:
@@ -162,8 +170,9 @@ def _names(model: nn.Module) -> _Names:
     covered = {entry.path for entry in entries if entry.path[0] != UNUSED}
     if covered != set(shapes):
         raise ValueError(f"name table and parameters differ: {sorted(covered ^ set(shapes))}")
-    patterns = (getattr(family.names, kind, ()) for kind in ("IGNORED", "CARRIED"))
-    return _Names(entries, shapes, *patterns)
+    aliases = getattr(family.names, "ALIASES", {})
+    names = frozenset(entry.torch for entry in entries)
+    return _Names(entries, names, shapes, aliases, getattr(family.names, "CARRIED", ()))
 
 
 def _check(label: str, names: _Names, state: Mapping[str, np.ndarray]) -> None:
@@ -172,14 +181,20 @@ def _check(label: str, names: _Names, state: Mapping[str, np.ndarray]) -> None:
     unknown = [
         name + nearest(name, missing)
         for name in state
-        if name not in wanted and not names.carries(name) and not names.ignores(name)
+        if name not in wanted and not names.carries(name) and not names.original(name)
+    ]
+    differing = [
+        f"{name} differs from {original}, whose second name it is"
+        for name in state
+        if (original := names.original(name)) in state
+        and np.asarray(state[name]).tobytes() != np.asarray(state[original or name]).tobytes()
     ]
     shapes = [
         f"{name} is {np.shape(state[name])}, wanted {shape}"
         for name, shape in wanted.items()
         if name in state and np.shape(state[name]) != shape
     ]
-    _raise(f"the weights do not fit {label}", missing, unknown, shapes)
+    _raise(f"the weights do not fit {label}", missing, unknown, shapes, differing)
 
 
 def _check_paths(label: str, names: _Names, flat: Mapping[Path, np.ndarray]) -> None:
@@ -196,10 +211,10 @@ def _check_paths(label: str, names: _Names, flat: Mapping[Path, np.ndarray]) -> 
 
 
 def _raise(head: str, *problems: Iterable[str]) -> None:
-    kinds = ("missing", "unknown", "of another shape")
+    kinds = ("missing", "unknown", "of another shape", "contradictory")
     parts = [
         f"{len(found)} {kind}: {', '.join(found)}"
-        for kind, found in zip(kinds, map(list, problems), strict=True)
+        for kind, found in zip(kinds, map(list, problems), strict=False)
         if found
     ]
     if parts:

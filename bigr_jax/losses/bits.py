@@ -6,6 +6,7 @@ Source: BiGR (arXiv 2410.14672), "Binary transcoder", and its official implement
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 import jax
@@ -47,13 +48,14 @@ class BitObjective:
 
     def __post_init__(self) -> None:
         if self.target not in TARGETS:
-            raise one_of("target", self.target, TARGETS)
+            raise one_of("objective.target", self.target, TARGETS)
         if self.loss not in LOSSES:
-            raise one_of("loss", self.loss, LOSSES)
-        if self.gamma < 0 or self.aux < 0:
-            raise UserError(f"gamma={self.gamma}, aux={self.aux}: neither may be negative")
+            raise one_of("objective.loss", self.loss, LOSSES)
+        for field in ("gamma", "aux"):
+            if not 0 <= getattr(self, field) < math.inf:
+                raise UserError(f"objective.{field}={getattr(self, field)}: legal: 0 and more")
         if self.alpha is not None and not 0 <= self.alpha <= 1:
-            raise UserError(f"alpha={self.alpha}: legal: None or a number from 0 to 1")
+            raise UserError(f"objective.alpha={self.alpha}: legal: None, or from 0 to 1")
 
 
 class BitLoss(NamedTuple):

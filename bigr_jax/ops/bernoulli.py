@@ -93,6 +93,7 @@ def q_sample(key: Array, x_0: Array, t: Array, schedule: Schedule) -> Array:
 def posterior(x_t: Array, p_x0: Array, t: Array, s: Array, schedule: Schedule) -> Array:
     """Returns P(x_s = 1 | x_t) for a jump from time t to an earlier s, where x_0 ~ Bernoulli(p_x0).
 
+    p_x0 is what is believed of x_0 before x_t is seen, 0 or 1 where it is known.
     x_t, p_x0: [..., K]; t, s: [...] with 0 <= s < t <= T. With a = q(x_s = 1), r = k_t / k_s and
     l = r x_t + (1 - r) / 2, Bayes' rule gives a l / (a l + (1 - a)(1 - l)): the closed form of
     t - s steps of the chain, whose betas multiply to r.

@@ -103,12 +103,10 @@ def fit(
     status = Status(plan.name, plan.total)
     with scope(mesh), stopping() as stop, contextlib.closing(batches), contextlib.closing(status):
         batch = next(batches)
-        compiled = _compile(plan, state, batch, root, given, status)
+        compiled, operations = _compile(plan, state, batch, root, given, status)
         evaluate = Evaluator(plan, mesh, given)
-        per_step = flops.compiled_flops(compiled)
-        status.start(start, plan.batch_size, per_step, jax.devices()[0])
+        status.start(start, plan.batch_size, operations / mesh.size, jax.devices()[0])
         pending: tuple[int, Any] | None = None
-        latest: dict[str, float] = {}
         for step in range(start + 1, plan.total + 1):
             with _traced(plan.profile, step, directory), jax.transfer_guard("disallow"):
                 state, now = compiled(state, batch, root, given)
@@ -125,6 +123,7 @@ def fit(
             if last or _due(step, plan.save_every) or _due(step, plan.eval_every):
                 _log(plan, pending, metrics, status, waited)
                 pending = None
+            latest: dict[str, float] = {}
             if step == plan.total or _due(step, plan.eval_every):
                 latest = evaluate(eval_variables(state, plan.optimizer), sources["test"])
                 metrics.write(plan.name, step, {f"test/{k}": v for k, v in latest.items()})
@@ -225,7 +224,8 @@ def stopping() -> Iterator[list[int]]:
 
 def _compile(
     plan: Plan, state: TrainState, batch: Any, root: Array, given: Given, status: Status
-) -> jax.stages.Compiled:
+) -> tuple[jax.stages.Compiled, int]:
+    """Returns the compiled step and its floating-point operations over all devices."""
     status.compiling("the train step")
     begin = time.perf_counter()
     shardings = jax.tree.map(lambda leaf: leaf.sharding, plan.abstract)
@@ -233,9 +233,10 @@ def _compile(
     step = jax.jit(
         plan.step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(where))
     )
-    compiled = step.lower(state, batch, root, given).compile()
+    traced = step.trace(state, batch, root, given)
+    compiled = traced.lower().compile()
     status.compiled(time.perf_counter() - begin)
-    return compiled
+    return compiled, flops.count(traced.jaxpr)
 
 
 def _log(

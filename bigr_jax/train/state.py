@@ -86,7 +86,10 @@ def create(
         return TrainState(jnp.zeros((), jnp.int32), variables, tx.init(params), ema)
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    return jax.jit(init, out_shardings=shardings)(key, given)
+    # LLVM spends most of its time on the random draws, one per parameter shape; this program runs
+    # once, and the lower level gives the same bits.
+    quick = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+    return jax.jit(init, out_shardings=shardings, compiler_options=quick)(key, given)
 
 
 def eval_variables(state: TrainState, optimizer: str = "") -> dict[str, Any]:

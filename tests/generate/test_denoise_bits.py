@@ -114,13 +114,11 @@ def test_an_untrained_network_gives_coins(target):
     condition = jnp.ones((1, 1, 6))
     inputs = jnp.zeros((1, 1, 4)), jnp.zeros((1, 1), jnp.int32), condition
     variables = jax.jit(model.init)(jax.random.key(0), *inputs)
-    p = predict_bits(
-        lambda x_t, t, c: model.apply(variables, x_t, t - 1, c),
-        jnp.ones((1, 1, 4)),
-        jnp.asarray(3),
-        condition,
-        target=target,
-    )
+
+    def denoise(x_t, t, condition):
+        return jax.jit(model.apply)(variables, x_t, t - 1, condition)
+
+    p = predict_bits(denoise, jnp.ones((1, 1, 4)), jnp.asarray(3), condition, target=target)
     np.testing.assert_array_equal(p, 0.5)
 
 

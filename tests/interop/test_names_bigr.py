@@ -10,7 +10,7 @@ from flax.linen import unbox
 from flax.traverse_util import flatten_dict
 
 from bigr_jax.interop.layout import published_shape
-from bigr_jax.interop.names_bigr import IGNORED, table
+from bigr_jax.interop.names_bigr import CARRIED, table
 from bigr_jax.models.bigr import named
 
 
@@ -81,15 +81,14 @@ def test_published_shapes(published, name, shape):
     assert published[name] == shape
 
 
-def test_second_names_and_constants_are_ignored(published):
+def test_constants_are_carried(published):
     extra = [
         f"diffusion_processor.scheduler.{k}" for k in ("k_final", "b_final", "beta", "cumbeta")
     ]
-    extra.append("diffusion_processor._denoise_fn.x_embedder.weight")
-    ignored = lambda name: any(re.fullmatch(pattern, name) for pattern in IGNORED)  # noqa: E731
-    assert all(map(ignored, extra))
-    assert not any(map(ignored, published))
-    assert not ignored("diffusion_processor.scheduler.gamma")
+    carried = lambda name: any(re.fullmatch(pattern, name) for pattern in CARRIED)  # noqa: E731
+    assert all(map(carried, extra))
+    assert not any(map(carried, published))
+    assert not carried("diffusion_processor.scheduler.gamma")
 
 
 def test_without_adaln_its_tensors_have_no_row():

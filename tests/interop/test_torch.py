@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -12,7 +10,6 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from bigr_jax.errors import UserError
-from bigr_jax.interop import names_bigr
 from bigr_jax.interop.torch import from_torch, published, shapes, to_torch
 from bigr_jax.models.bigr import BiGR
 from bigr_jax.models.binary_autoencoder import BinaryAutoencoder
@@ -111,12 +108,22 @@ def test_tensors_that_nothing_reads_are_kept_apart():
     same(to_torch(MODELS["discriminator"], variables), state)
 
 
-def test_aliases_are_dropped():
+def test_second_names_and_constants_survive():
     state = drawn(GENERATOR)
-    alias = "diffusion_processor._denoise_fn.x_embedder.weight"
-    assert any(re.fullmatch(pattern, alias) for pattern in names_bigr.IGNORED)
-    more = state | {alias: state["denoise_mlp.x_embedder.weight"]}
-    same(to_torch(GENERATOR, from_torch(GENERATOR, more)), state)
+    prefix = "diffusion_processor._denoise_fn."
+    for name in [name for name in state if name.startswith("denoise_mlp.")]:
+        state[prefix + name.removeprefix("denoise_mlp.")] = state[name]
+    state["diffusion_processor.scheduler.beta"] = np.linspace(0, 1, 257)
+    variables = from_torch(GENERATOR, state)
+    same(to_torch(GENERATOR, variables), state)
+    # After fine-tuning the second name holds the new values too.
+    kernel = variables["params"]["denoiser"]["bits_in"]["kernel"]
+    variables["params"]["denoiser"]["bits_in"]["kernel"] = kernel + 1
+    written = to_torch(GENERATOR, variables)
+    np.testing.assert_array_equal(written[prefix + "x_embedder.weight"], kernel.T + 1)
+    state[prefix + "x_embedder.weight"] = state[prefix + "x_embedder.weight"] + 1
+    with pytest.raises(UserError, match=r"1 contradictory: .*x_embedder.weight differs from"):
+        from_torch(GENERATOR, state)
 
 
 def test_one_error_names_every_key():

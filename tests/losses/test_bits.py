@@ -206,11 +206,12 @@ def test_draw_for_direct_prediction():
     [
         (
             {"target": "flips"},
-            r"target='flips' is not known \(did you mean 'flip'\?\); legal: flip",
+            r"objective.target='flips' is not known \(did you mean 'flip'\?\); legal: flip",
         ),
-        ({"loss": "wbce"}, r"loss='wbce' is not known.*legal: weighted, focal, bce"),
-        ({"gamma": -1.0}, "gamma=-1.0.*negative"),
-        ({"alpha": 2.0}, "alpha=2.0: legal: None or a number from 0 to 1"),
+        ({"loss": "wbce"}, r"objective.loss='wbce' is not known.*legal: weighted, focal, bce"),
+        ({"gamma": -1.0}, "objective.gamma=-1.0: legal: 0 and more"),
+        ({"aux": float("inf")}, "objective.aux=inf: legal: 0 and more"),
+        ({"alpha": 2.0}, "objective.alpha=2.0: legal: None, or from 0 to 1"),
     ],
 )
 def test_mistakes_are_named(fields, message):

@@ -92,19 +92,27 @@ def test_posteriors():
 
 
 def test_network(variables):
-    x_t, t = ARRAYS["in/x_t"], ARRAYS["in/t"] - 1
-    close(time_features(t), "out/time_features")
-    embedding = MODEL.apply(variables, t, method="time_embedding")
-    close(embedding, "out/t_emb")
-    close(MODEL.apply(variables, x_t, t, ARRAYS["in/cond"]), "out/logits")
-    close(MODEL.apply(variables, x_t, t, ARRAYS["in/uncond"]), "out/logits_uncond")
+    @jax.jit
+    def run(variables, x_t, t, conditional, null):
+        def call(method, *args):
+            return MODEL.apply(variables, *args, method=method)
 
-    projected = MODEL.apply(variables, ARRAYS["in/cond"], method="project")
-    h = MODEL.apply(variables, 2.0 * x_t - 1.0, method=lambda model, x: model.bits_in(x))
-    first = {"params": jax.tree.map(lambda leaf: leaf[0], variables["params"]["layers"])}
-    block = DenoiserBlock(META["hidden_dim"])
-    h, _ = block.apply(first, h, jax.nn.silu(projected + embedding))
-    close(h, "out/block0")
+        embedding = call("time_embedding", t)
+        h = call(lambda model, x: model.bits_in(x), 2.0 * x_t - 1.0)
+        first = {"params": jax.tree.map(lambda leaf: leaf[0], variables["params"]["layers"])}
+        modulator = jax.nn.silu(call("project", conditional) + embedding)
+        return {
+            "out/time_features": time_features(t),
+            "out/t_emb": embedding,
+            "out/logits": call("__call__", x_t, t, conditional),
+            "out/logits_uncond": call("__call__", x_t, t, null),
+            "out/block0": DenoiserBlock(META["hidden_dim"]).apply(first, h, modulator)[0],
+        }
+
+    names = ("x_t", "t", "cond", "uncond")
+    x_t, t, conditional, null = (ARRAYS[f"in/{name}"] for name in names)
+    for name, ours in run(variables, x_t, t - 1, conditional, null).items():
+        close(ours, name)
 
 
 @pytest.mark.parametrize("variant", META["variants"])
@@ -146,17 +154,26 @@ def test_guided_sampling(variables, name, target):
     condition = pair(ARRAYS["in/cond"], ARRAYS["in/uncond"])
     run = jax.jit(
         lambda variables: denoise_bits(
-            denoise(variables), condition, lambda step: jnp.asarray(u)[step], LINEAR, times, **options
+            denoise(variables),
+            condition,
+            lambda step: jnp.asarray(u)[step],
+            LINEAR,
+            times,
+            **options,
         )
     )
     close(run(variables), f"{prefix}/prob_x0")
     if f"{prefix}/p" in ARRAYS:
         recorded = ARRAYS[f"{prefix}/p"]
         np.testing.assert_array_equal(recorded[0], 0.5)
-        for i, (t, s) in enumerate(itertools.pairwise(times)):
-            x_t = (u[i] < recorded[i]).astype(np.float32)
+
+        @jax.jit
+        def chance(variables, x_t, t, s):
             p = predict_bits(denoise(variables), x_t, t, condition, **options)
-            ours = posterior(x_t, p, t, s, LINEAR)
+            return posterior(x_t, p, t, s, LINEAR)
+
+        for i, (t, s) in enumerate(itertools.pairwise(times)):
+            ours = chance(variables, (u[i] < recorded[i]).astype(np.float32), t, s)
             np.testing.assert_allclose(ours, recorded[i + 1], rtol=0, atol=ATOL)
 
 
