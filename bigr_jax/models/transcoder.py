@@ -19,7 +19,7 @@ from bigr_jax.nn.linear import Linear
 Array = jax.Array
 
 TIME_FEATURES = 256
-_XAVIER, _ZEROS = nn.initializers.xavier_uniform(), nn.initializers.zeros
+_NORMAL, _ZEROS = nn.initializers.normal(0.02), nn.initializers.zeros
 
 
 def time_features(t: Array, size: int = TIME_FEATURES) -> Array:
@@ -62,8 +62,8 @@ class DenoiserBlock(nn.Module):
         modulation = linear(3 * width, ("embed", "modulation"), _ZEROS, "modulation")(modulator)
         shift, scale, gate = jnp.split(modulation, 3, axis=-1)
         y = _modulated_norm(h, shift, scale)
-        y = linear(width, ("embed", "mlp"), _XAVIER, "mlp_in")(y)
-        y = linear(width, ("mlp", "embed"), _XAVIER, "mlp_out")(nn.silu(y))
+        y = linear(width, ("embed", "mlp"), _NORMAL, "mlp_in")(y)
+        y = linear(width, ("mlp", "embed"), _NORMAL, "mlp_out")(nn.silu(y))
         return h + gate * y, None
 
 
@@ -95,11 +95,11 @@ class Denoiser(nn.Module):
         ) -> Linear:
             return Linear((features,), names, bias=True, kernel_init=init, dtype=dtype)
 
-        width, small = self.width, nn.initializers.normal(0.02)
-        self.bits_in = linear(width, ("codes", "embed"), _XAVIER)
-        self.condition_in = linear(width, ("embed", "mlp"), _XAVIER)
-        self.time_in = linear(width, ("time", "mlp"), small)
-        self.time_out = linear(width, ("mlp", "embed"), small)
+        width = self.width
+        self.bits_in = linear(width, ("codes", "embed"), _NORMAL)
+        self.condition_in = linear(width, ("embed", "mlp"), _NORMAL)
+        self.time_in = linear(width, ("time", "mlp"), _NORMAL)
+        self.time_out = linear(width, ("mlp", "embed"), _NORMAL)
         # Unrolled, the slices of the stacked weights are invariants that leave the sampling loop.
         self.layers = nn.scan(
             DenoiserBlock,

@@ -27,14 +27,20 @@ def base(slug: str, variant: str) -> ConfigDict:
     )
 
 
-def stage(**changes: Any) -> ConfigDict:
-    """Returns the training settings of one stage, changed where asked; optimizer settings by name
-    too.
+def section(**settings: Any) -> ConfigDict:
+    """Returns a section of a config."""
+    return ConfigDict(settings)
 
-    Durations read "3000 steps", "40 epochs", "1_000_000 examples" or "10%" (of the stage).
+
+def stage(duration: str, batch_size: int, **changes: Any) -> ConfigDict:
+    """Returns the training settings of one stage, with changes by name.
+
+    Durations read "3000 steps", "40 epochs", "1_000_000 examples" or "10%" (of the stage). A change
+    goes to the stage or to its optimizer, whichever has the name; `optimizer` names the optimizer.
+    Raises KeyError for a name that neither has.
     """
     optimizer = {
-        "name": "adamw",
+        "name": changes.pop("optimizer", "adamw"),
         "lr": 1e-3,
         "schedule": "cosine",
         "warmup": "5%",
@@ -48,9 +54,9 @@ def stage(**changes: Any) -> ConfigDict:
         "lr_multipliers": (),
     }
     settings: dict[str, Any] = {
-        "duration": "1000 steps",
-        "batch_size": 64,
-        "eval_batch_size": 250,
+        "duration": duration,
+        "batch_size": batch_size,
+        "eval_batch_size": 256,
         "accumulate": 1,
         "ema": 0.0,
         "log": "50 steps",

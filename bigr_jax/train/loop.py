@@ -43,9 +43,10 @@ class Plan(NamedTuple):
 
     total, log_every, eval_every, save_every   in steps; 0 = never
     optimizer  its name: schedule-free ones are measured at their own average
-    create   () -> the initial TrainState
-    abstract TrainState of shapes and placements, for restoring
-    profile  (first, last) step to trace, or None
+    best       whether the best evaluation is looked for: each is then saved
+    create     () -> the initial TrainState
+    abstract   TrainState of shapes and placements, for restoring
+    profile    (first, last) step to trace, or None
     """
 
     name: str
@@ -59,6 +60,7 @@ class Plan(NamedTuple):
     eval_every: int
     save_every: int
     optimizer: str
+    best: bool
     create: Callable[[], TrainState]
     abstract: TrainState
     profile: tuple[int, int] | None = None
@@ -76,8 +78,8 @@ def fit(
     """Trains a stage from its newest checkpoint to its last step and returns the state.
 
     The order within a step is fixed, since resuming depends on it: step, evaluate, save.
-    Raises Interrupted after SIGINT or SIGTERM, with the state saved; UserError when the loss is not
-    finite.
+    Raises Interrupted after SIGINT or SIGTERM, with the state saved; UserError when the loss or the
+    gradient is not finite.
     """
     # 1. the newest good checkpoint of this work directory; 2. a fresh state
     if checkpoints.latest() is None:
@@ -101,38 +103,38 @@ def fit(
         mesh,
     )
     status = Status(plan.name, plan.total)
-    with scope(mesh), stopping() as stop, contextlib.closing(batches), contextlib.closing(status):
+    with (
+        scope(mesh),
+        stopping() as stop,
+        contextlib.closing(batches),
+        contextlib.closing(status),
+        profiler(plan.profile, f"{directory}/{plan.name}/profile") as profile,
+    ):
         batch = next(batches)
         compiled, operations = _compile(plan, state, batch, root, given, status)
-        evaluate = Evaluator(plan, mesh, given)
+        evaluate, log = Evaluator(plan, mesh, given), _Log(plan, metrics, status)
         status.start(start, plan.batch_size, operations / mesh.size, jax.devices()[0])
-        pending: tuple[int, Any] | None = None
         for step in range(start + 1, plan.total + 1):
-            with _traced(plan.profile, step, directory), jax.transfer_guard("disallow"):
+            profile(step, state)
+            with jax.transfer_guard("disallow"):
                 state, now = compiled(state, batch, root, given)
             begin = time.perf_counter()
             if step < plan.total and not stop:
                 batch = next(batches)
-            waited = time.perf_counter() - begin
-            # Read one step late: the device works on this step while the host looks at the last
-            # one.
-            if pending is not None:
-                _log(plan, pending, metrics, status, waited)
-            pending = (step, now)
-            last = step == plan.total or bool(stop)
-            if last or _due(step, plan.save_every) or _due(step, plan.eval_every):
-                _log(plan, pending, metrics, status, waited)
-                pending = None
-            latest: dict[str, float] = {}
-            if step == plan.total or _due(step, plan.eval_every):
+            log.add(step, now, waited=time.perf_counter() - begin)
+            last, latest = step == plan.total, {}
+            if last or _due(step, plan.eval_every):
+                log.flush()
                 latest = evaluate(eval_variables(state, plan.optimizer), sources["test"])
                 metrics.write(plan.name, step, {f"test/{k}": v for k, v in latest.items()})
                 status.message(_sentence(plan.name, step, latest))
-            if last or _due(step, plan.save_every):
-                checkpoints.save(
-                    step, state, {"step": step, "examples": step * plan.batch_size}, latest
-                )
-            if stop:
+            # Looked at once, since a signal may come at any instant: what is said to be saved is.
+            stopped = bool(stop)
+            if last or stopped or _due(step, plan.save_every) or (plan.best and latest):
+                log.flush()
+                meta = {"step": step, "examples": step * plan.batch_size}
+                checkpoints.save(step, state, meta, latest)
+            if stopped:
                 checkpoints.wait()
                 raise Interrupted(
                     stop[0],
@@ -222,6 +224,35 @@ def stopping() -> Iterator[list[int]]:
             signal.signal(signum, handler)
 
 
+@contextlib.contextmanager
+def profiler(
+    window: tuple[int, int] | None, directory: str
+) -> Iterator[Callable[[int, TrainState], None]]:
+    """Yields a function (step, state), to be called before each step, that traces the steps of a
+    window into `directory`; training may begin or end within it.
+    """
+    tracing = False
+
+    def before(step: int, state: TrainState) -> None:
+        nonlocal tracing
+        wanted = window is not None and window[0] <= step <= window[1]
+        if wanted == tracing:
+            return
+        # The device is still at work on the steps before.
+        jax.block_until_ready(state)
+        if wanted:
+            jax.profiler.start_trace(directory)
+        else:
+            jax.profiler.stop_trace()
+        tracing = wanted
+
+    try:
+        yield before
+    finally:
+        if tracing:
+            jax.profiler.stop_trace()
+
+
 def _compile(
     plan: Plan, state: TrainState, batch: Any, root: Array, given: Given, status: Status
 ) -> tuple[jax.stages.Compiled, int]:
@@ -239,21 +270,35 @@ def _compile(
     return compiled, flops.count(traced.jaxpr)
 
 
-def _log(
-    plan: Plan, pending: tuple[int, Any], metrics: Metrics, status: Status, waited: float
-) -> None:
-    step, values = pending
-    loss = float(jax.device_get(values["loss"]))
-    if not math.isfinite(loss):
-        raise UserError(
-            f"the loss of stage {plan.name!r} is {loss} at step {step}; the last checkpoint is "
-            "intact. Lower the learning rate, or clip gradients (optimizer.clip)"
-        )
-    status.step(step, loss, waited)
-    if _due(step, plan.log_every) or step == plan.total:
-        metrics.write(
-            plan.name, step, {k: float(v) for k, v in jax.device_get(dict(values)).items()}
-        )
+class _Log:
+    """Looks at a step's metrics one step late, while the device works on the next; `flush` at
+    once.
+    """
+
+    def __init__(self, plan: Plan, metrics: Metrics, status: Status) -> None:
+        self._plan, self._metrics, self._status = plan, metrics, status
+        self._pending: tuple[int, Any, float] | None = None
+
+    def add(self, step: int, values: Mapping[str, Array], waited: float) -> None:
+        self.flush()
+        self._pending = step, values, waited
+
+    def flush(self) -> None:
+        if self._pending is None:
+            return
+        (step, values, waited), self._pending = self._pending, None
+        plan = self._plan
+        numbers = {name: float(value) for name, value in jax.device_get(dict(values)).items()}
+        for name in ("loss", "grad_norm"):
+            if not math.isfinite(numbers.get(name, 0.0)):
+                raise UserError(
+                    f"the {name} of stage {plan.name!r} is {numbers[name]} at step {step}; the "
+                    "last checkpoint is intact. Lower the learning rate, or clip gradients "
+                    "(optimizer.clip)"
+                )
+        self._status.step(step, numbers["loss"], waited)
+        if _due(step, plan.log_every) or step == plan.total:
+            self._metrics.write(plan.name, step, numbers)
 
 
 def _due(step: int, every: int) -> bool:
@@ -263,12 +308,3 @@ def _due(step: int, every: int) -> bool:
 def _sentence(stage: str, step: int, values: Mapping[str, float]) -> str:
     listed = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
     return f"{stage} step {step}: test  {listed}"
-
-
-@contextlib.contextmanager
-def _traced(window: tuple[int, int] | None, step: int, directory: str) -> Iterator[None]:
-    if window and step == window[0]:
-        jax.profiler.start_trace(f"{directory}/profile")
-    yield
-    if window and step == window[1]:
-        jax.profiler.stop_trace()

@@ -10,7 +10,7 @@ from bigr_jax.api import TrainState
 from bigr_jax.losses.perceptual import perceptual
 from bigr_jax.models.binary_autoencoder import BinaryAutoencoder
 from bigr_jax.models.patch_discriminator import PatchDiscriminator
-from bigr_jax.tasks.autoencoder import Adversary, autoencoder
+from bigr_jax.tasks.autoencoder import Adversary, AutoencoderTask
 
 NET = BinaryAutoencoder(
     filters=4, multipliers=(1, 2), blocks=1, attention_resolutions=(), embedding=8, bits=8,
@@ -28,7 +28,9 @@ def batch():
 
 @pytest.fixture(scope="module")
 def method():
-    return autoencoder(NET, perceptual("none"), 1.0, Adversary(DISC, WEIGHT, START))
+    return AutoencoderTask(
+        NET, perceptual("none"), adversary=Adversary(DISC, WEIGHT, START)
+    ).method()
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +110,7 @@ def test_before_its_start_the_discriminator_neither_learns_nor_counts(method, va
     grads, _, metrics = taken(method, variables, batch, START - 1)
     assert metrics["disc_weight"] == 0
     assert all((g == 0).all() for g in jax.tree.leaves(grads["discriminator"]))
-    plain = autoencoder(NET, perceptual("none"), 1.0)
+    plain = AutoencoderTask(NET, perceptual("none")).method()
     only = {"params": {"autoencoder": variables["params"]["autoencoder"]}}
     found = jax.jit(jax.grad(lambda v: plain.loss(v, jax.random.key(5), batch, {})[0]))(only)
     jax.tree.map(
