@@ -43,7 +43,6 @@ setup(
         "mlxtend",
         "scikit-learn",
         "numpy>=2",
-        "matplotlib",
     ],
     extras_require={
         "test": [

@@ -28,8 +28,8 @@ def get_config(variant: str = "small") -> ConfigDict:
                                alpha=placeholder(float))
     config.diffusion = section(schedule="linear", steps=64)
     config.masking = section(label_drop=0.1, per_batch=False)
-    config.sample = section(iterations=16, denoise_steps=16, temperature=1.0, cfg_scale=2.5,
-                            cfg_schedule="constant", gumbel_temperature=0.1, order="entropy",
+    config.sample = section(iterations=16, denoise_steps=16, temperature=1.0, cfg_scale=1.5,
+                            cfg_schedule="constant", gumbel_temperature=0.5, order="entropy",
                             gumbel_schedule="down", remaining="cos", deterministic=False)
     config.referee = section(enabled=True, widths=(16, 32, 64), augment="shift:2,rotate:10",
                              smoothing=0.1)
@@ -38,7 +38,7 @@ def get_config(variant: str = "small") -> ConfigDict:
     config.train = section(
         tokenizer=stage("900 steps", 32, optimizer="muon", lr=5e-3, ema=0.99),
         referee=stage("400 steps", 64, lr=2e-3, weight_decay=1e-2),
-        generator=stage("1600 steps", 64, optimizer="muon", lr=3e-3, ema=0.99, weight_decay=2e-2))
+        generator=stage("1400 steps", 64, optimizer="muon", lr=1.2e-2, ema=0.99, weight_decay=2e-2))
     # fmt: on
     if variant == "smoke":
         _smoke(config)
@@ -83,7 +83,8 @@ def _paper(config: ConfigDict, variant: str) -> None:
     # None: the published rule, 8/3 of the width rounded up to 256.
     config.model.ffn_hidden = placeholder(int)
     config.diffusion.steps, config.masking.per_batch, config.referee.enabled = 256, True, False
-    config.sample.update(iterations=iterations, denoise_steps=100, gumbel_temperature=gumbel)
+    config.sample.update(iterations=iterations, denoise_steps=100, cfg_scale=2.5,
+                         gumbel_temperature=gumbel)
     every = dict(schedule="constant", warmup="0%", log="100 steps", save="5000 steps")
     config.train.tokenizer = stage("1_000_000 steps", 32, lr=1.8e-5, b2=0.999, clip=0.0, ema=0.9995,
                                    evaluate="50000 steps", **every)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -24,6 +26,8 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
 
 settings.register_profile("bigr", deadline=None, derandomize=True, max_examples=20, database=None)
 settings.load_profile("bigr")
+
+TINY = str(ROOT / "tests" / "tiny.py")
 
 RunPython = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -59,3 +63,51 @@ def run_python() -> RunPython:
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Callable[..., Any]:
+    """Returns a function ({key: text}) -> the config of tests/tiny.py, changed where asked."""
+    from bigr_jax import config
+
+    return lambda changes=None: config.load(TINY, changes)
+
+
+@pytest.fixture(scope="session")
+def saved() -> Callable[[str | os.PathLike[str], str], dict[str, Any]]:
+    """Returns a function (work directory, stage) -> {path: NumPy array} of the newest
+    checkpoint.
+    """
+    import jax
+    import numpy as np
+    import orbax.checkpoint as ocp
+
+    def read(workdir: str | os.PathLike[str], stage: str) -> dict[str, Any]:
+        steps = Path(workdir, stage, "checkpoints").resolve()
+        newest = max((path for path in steps.iterdir() if path.name.isdigit()), key=_step)
+        with ocp.StandardCheckpointer() as reader:
+            state = reader.restore(newest / "state")
+        leaves = jax.tree_util.tree_flatten_with_path(state)[0]
+        return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A work directory of bigr:smoke, trained once for all workers; copy it to change it."""
+    from bigr_jax.cli.main import main
+
+    base = tmp_path_factory.getbasetemp()
+    root = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    workdir, done = root / "smoke", root / "smoke.done"
+    with open(root / "smoke.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            assert main(["train", "--config=bigr:smoke", f"--workdir={workdir}"]) == 0
+            done.touch()
+    return workdir
+
+
+def _step(path: Path) -> int:
+    return int(path.name)

@@ -24,8 +24,9 @@ SUFFIXES = (".npz", ".safetensors")
 
 # Published checkpoints are pickles of {name: tensor}, some nested once under "ema".
 CONVERT = (
-    "import sys, torch, numpy; d = torch.load(sys.argv[1], map_location='cpu', weights_only=True); "
-    "numpy.savez(sys.argv[2], **{k: v.numpy() for k, v in d.get('ema', d).items()})"
+    "import sys; from torch import load; from numpy import savez; "
+    "d = load(sys.argv[1], map_location='cpu', weights_only=True); "
+    "savez(sys.argv[2], **{k: v.numpy() for k, v in d.get('ema', d).items()})"
 )
 
 

@@ -122,7 +122,8 @@ def fit(
             if step < plan.total and not stop:
                 batch = next(batches)
             log.add(step, now, waited=time.perf_counter() - begin)
-            last, latest = step == plan.total, {}
+            last = step == plan.total
+            latest: dict[str, float] = {}
             if last or _due(step, plan.eval_every):
                 log.flush()
                 latest = evaluate(eval_variables(state, plan.optimizer), sources["test"])

@@ -20,7 +20,7 @@ from bigr_jax import config as configs
 from bigr_jax import durations, files, pictures, registry
 from bigr_jax.api import Method, Report
 from bigr_jax.data import Source, open_source
-from bigr_jax.errors import UserError, nearest
+from bigr_jax.errors import UserError, nearest, one_of
 from bigr_jax.generate.batched import sample_in_batches
 from bigr_jax.train import optimizers, overview, sharding, state
 from bigr_jax.train.checkpoints import Checkpoints
@@ -30,8 +30,11 @@ from bigr_jax.train.writer import Metrics
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "chex", "numpy")
 # What may differ between two runs in one work directory without changing what is learnt.
-FREE = ("mesh.", "sample.", "report.", "study.", "logging.")
+FREE = ("mesh.", "sharding", "sample.", "report.", "study.", "logging.")
+# Keys that `fill` writes; an experiment need not ask for them.
+FILLED = ("data.channels", "data.num_classes", "data.examples")
 DRAWN_AT_ONCE = 100
+LISTED = 5
 
 
 class Run:
@@ -43,9 +46,10 @@ class Run:
 
     def __init__(self, config: ConfigDict, workdir: str, profile: tuple[int, int] | None = None):
         self.workdir, self.profile = workdir, profile
-        self.sources = {split: open_source(config.data, split) for split in ("train", "test")}
-        self.config = resolved(config, self.sources["train"])
+        self.config = configs.copy(config)
         view = configs.Audited(self.config)
+        self.sources = {split: open_source(view.data, split) for split in ("train", "test")}
+        fill(self.config.data, self.sources["train"])
         self.experiment = registry.load(view.slug)
         self.methods: dict[str, Method] = self.experiment.stages(view)
         self.mesh = sharding.make_mesh(dict(view.mesh.items()))
@@ -55,7 +59,9 @@ class Run:
         for name in self.methods:
             self._plans[name] = self._plan(name)
         _ = dict(view.logging.items()), view.variant
-        configs.check_read(view, except_sections=("sample", "report", "study", "data"))
+        # A stage that is switched off leaves its section behind.
+        off = (f"train.{name}" for name in self.config.train if name not in self.methods)
+        configs.check_read(view, except_sections=("sample", "report", "study", *FILLED, *off))
         self.refuse_other_config()
 
     def refuse_other_config(self) -> None:
@@ -71,15 +77,32 @@ class Run:
             if not key.startswith(FREE)
         ]
         if changed:
+            changed[LISTED:] = [f"and {len(changed) - LISTED} more"] * (len(changed) > LISTED)
             raise UserError(
                 f"{self.workdir} was made with another config: {'; '.join(changed)}. "
                 "Give another --workdir, or the same config to go on"
             )
 
+    def stage_names(self, stage: str | None) -> list[str]:
+        """Returns [stage], or all for None. Raises UserError where there is no such stage."""
+        if stage is not None and stage not in self.methods:
+            raise UserError(
+                f"--stage={stage} is no stage{nearest(stage, self.methods)}; "
+                f"{self.config.slug} has: {', '.join(self.methods)}"
+            )
+        return list(self.methods) if stage is None else [stage]
+
     def write_description(self) -> None:
-        """Writes config.json, env.json and params.txt."""
+        """Writes config.json, env.json and params.txt.
+
+        Raises UserError where the work directory cannot be made.
+        """
         if jax.process_index():
             return
+        try:
+            os.makedirs(self.workdir, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--workdir={self.workdir} cannot be made: {error.strerror}") from None
         configs.save(self.config, os.path.join(self.workdir, "config.json"))
         files.write_json(os.path.join(self.workdir, "env.json"), environment())
         text = [
@@ -152,18 +175,26 @@ class Run:
         """
         if name not in self._variables:
             plan, _ = self._plans[name]
+            if not self.is_finished(name):
+                raise UserError(
+                    f"stage {name!r} is at step {self.step_of(name)} of {plan.total} in "
+                    f"{self.workdir}; train it first: bigr train --config=... "
+                    f"--workdir={self.workdir} --stage={name}"
+                )
             with self.checkpoints(name) as checkpoints:
-                found = checkpoints.latest()
-                if found is None or found < plan.total:
-                    raise UserError(
-                        f"stage {name!r} is at step {found or 0} of {plan.total} in "
-                        f"{self.workdir}; train it first: bigr train --config=... "
-                        f"--workdir={self.workdir} --stage={name}"
-                    )
                 finished, _ = checkpoints.restore(plan.abstract, checkpoints.best_step())
             section = getattr(self.config.train, name)
             self._variables[name] = state.eval_variables(finished, section.optimizer.name)
         return self._variables[name]
+
+    def is_finished(self, name: str) -> bool:
+        """Whether a stage has been trained to its end."""
+        return self.step_of(name) >= self._plans[name][0].total
+
+    def step_of(self, name: str) -> int:
+        """Returns the step of a stage's newest checkpoint, 0 without one."""
+        with self.checkpoints(name) as checkpoints:
+            return checkpoints.latest() or 0
 
     def checkpoints(self, name: str) -> Checkpoints:
         """Opens the checkpoints of a stage."""
@@ -175,8 +206,7 @@ class Run:
         method, section = self.methods[name], getattr(self._view.train, name)
         source, key = self.sources["train"], f"train.{name}"
         size = section.batch_size
-        self._check_batch(f"{key}.batch_size", size, section.accumulate)
-        self._check_batch(f"{key}.eval_batch_size", section.eval_batch_size, 1)
+        rows = self._check_sizes(key, section)
         total = durations.steps(
             section.duration, key=f"{key}.duration", batch_size=size, examples=len(source)
         )
@@ -186,7 +216,9 @@ class Run:
                 text, key=key, batch_size=size, examples=len(source), total=total
             )
 
-        batch = batch_spec(source, size)
+        # The last evaluation batch is padded anyway, so that any number of rows will do.
+        eval_size = -(-section.eval_batch_size // rows) * rows
+        batch = state.batch_spec(source, size)
         given = {need: self._plans[need][0].abstract.variables for need in method.needs}
         boxed = state.abstract_variables(method, batch, given)
         make = method.optimizer or optimizers.make
@@ -194,21 +226,25 @@ class Run:
         abstract = state.abstract_state(
             boxed, tx, section.ema, self.mesh, tuple(self._view.sharding)
         )
-        every = {n: resolve(getattr(section, n), f"{key}.{n}") for n in ("log", "evaluate", "save")}
-        _ = section.keep, section.best
-        seed = self._view.seed
+        every = {n: resolve(section[n], f"{key}.{n}") for n in ("log", "evaluate", "save")}
+        if metric := section.best.removeprefix("-"):
+            spec, root = state.batch_spec(source, eval_size), jax.random.key(0)
+            found = jax.eval_shape(method.evaluate, abstract.variables, root, spec, given)
+            if metric not in found:
+                raise one_of(f"{key}.best", metric, found)
         plan = Plan(
             name=name,
             method=method,
             step=make_step(method, tx, schedule, accumulate=section.accumulate, ema=section.ema),
             total=total,
             batch_size=size,
-            eval_batch_size=section.eval_batch_size,
-            seed=seed,
+            eval_batch_size=eval_size,
+            seed=self._view.seed,
             log_every=every["log"],
             eval_every=every["evaluate"],
             save_every=every["save"],
             optimizer=section.optimizer.name,
+            best=bool(section.best),
             create=functools.partial(self._create, name, tx, abstract, batch),
             abstract=abstract,
             profile=self.profile,
@@ -220,13 +256,18 @@ class Run:
         with scope(self.mesh):
             return state.create(self.methods[name], tx, abstract, key, batch, self.given(name))
 
-    def _check_batch(self, key: str, size: int, accumulate: int) -> None:
+    def _check_sizes(self, key: str, section: Any) -> int:
+        for name in ("batch_size", "eval_batch_size", "accumulate", "keep"):
+            if section[name] < 1:
+                raise UserError(f"{key}.{name}={section[name]} must be 1 or more")
         rows = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-        if size % (rows * accumulate):
-            what = f"data x fsdp = {rows}" + (
-                f" times accumulate = {accumulate}" * (accumulate > 1)
+        if section.batch_size % (rows * section.accumulate):
+            times = f" times accumulate = {section.accumulate}" * (section.accumulate > 1)
+            raise UserError(
+                f"{key}.batch_size={section.batch_size} must be a multiple of data x fsdp = "
+                f"{rows}{times}"
             )
-            raise UserError(f"{key}={size} must be a multiple of {what}")
+        return rows
 
 
 def train(
@@ -238,25 +279,21 @@ def train(
     trace.
     """
     run = Run(config, workdir, _window(profile))
-    if stage is not None and stage not in run.methods:
-        raise UserError(
-            f"--stage={stage} is no stage{nearest(stage, run.methods)}; "
-            f"{config.slug} has: {', '.join(run.methods)}"
-        )
+    names = run.stage_names(stage)
     run.write_description()
-    for name in [stage] if stage else run.methods:
+    for name in names:
         run.train(name)
     print(f"done: look into {workdir} ({', '.join(_shown(workdir))})")
 
 
 def evaluate(workdir: str, stage: str | None = None) -> dict[str, Any]:
-    """Measures the finished stages of a work directory again, writes results.json and returns
-    it.
+    """Measures a stage of a work directory again, or all that are finished, writes results.json
+    and returns it.
     """
     run = Run(_saved(workdir), workdir)
-    for name in [stage] if stage else run.methods:
-        if name not in run.methods:
-            raise UserError(f"--stage={name} is no stage; legal: {', '.join(run.methods)}")
+    names = run.stage_names(stage)
+    # With none finished, the first says what is missing.
+    for name in [n for n in names if run.is_finished(n)] or names[:1]:
         run.measure(name)
     return run.results()
 
@@ -300,35 +337,24 @@ def sample(
     return path
 
 
-def resolved(config: ConfigDict, source: Source) -> ConfigDict:
-    """Returns the config with what 0 leaves to the data filled in: `data.channels`,
-    `data.num_classes`, `data.examples`.
+def fill(section: ConfigDict, source: Source) -> None:
+    """Fills in what 0 leaves to the data: `channels`, `num_classes` and `examples` of the `data`
+    section.
+
+    Raises UserError where the config says otherwise than the data.
     """
-    config = configs.copy(config)
     found = {
         "channels": source.info.image_shape[-1],
         "num_classes": source.info.num_classes,
         "examples": len(source),
     }
     for name, value in found.items():
-        if config.data.get(name) not in (0, None, value):
+        if section.get(name) not in (0, None, value):
             raise UserError(
-                f"config.data.{name}={config.data[name]}, but {config.data.source} has {value}; "
+                f"config.data.{name}={section[name]}, but {section.source} has {value}; "
                 "0 takes what is there"
             )
-        config.data[name] = value
-    return config
-
-
-def batch_spec(source: Source, size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns the shapes of a training batch of `size` rows."""
-    shapes = {
-        name: (value.shape[1:], value.dtype) for name, value in source.gather(np.arange(1)).items()
-    }
-    shapes |= {"index": ((), np.dtype(np.int32)), "mask": ((), np.dtype(np.float32))}
-    return {
-        name: jax.ShapeDtypeStruct((size, *rest), kind) for name, (rest, kind) in shapes.items()
-    }
+        section[name] = value
 
 
 def environment() -> dict[str, Any]:

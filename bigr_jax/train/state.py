@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
 from bigr_jax.api import Array, Given, Method, TrainState
+from bigr_jax.data import Source
 from bigr_jax.train import optimizers, sharding
 
 
@@ -24,6 +26,17 @@ class Abstract(NamedTuple):
 
     boxed: Any
     state: TrainState
+
+
+def batch_spec(source: Source, size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the shapes of a training batch of `size` rows."""
+    shapes = {
+        name: (value.shape[1:], value.dtype) for name, value in source.gather(np.arange(1)).items()
+    }
+    shapes |= {"index": ((), np.dtype(np.int32)), "mask": ((), np.dtype(np.float32))}
+    return {
+        name: jax.ShapeDtypeStruct((size, *rest), kind) for name, (rest, kind) in shapes.items()
+    }
 
 
 def zeros_like_spec(batch: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Array]:

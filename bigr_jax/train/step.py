@@ -82,7 +82,9 @@ def accumulated(
     )
     first = jax.tree.map(lambda x: x[0], parts)
     shapes, aux = jax.eval_shape(gradient, variables, key, first)
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (shapes, dict(aux.metrics)))
+    # The mean of a count is no whole number.
+    means = jax.eval_shape(lambda x: jax.tree.map(lambda leaf: leaf / count, x), dict(aux.metrics))
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (shapes, means))
     mutable = {name: variables[name] for name in aux.mutable}
 
     def body(carry: Any, part: tuple[Array, Batch]) -> tuple[Any, None]:

@@ -1,5 +1,6 @@
 """The adversarial step against gradients computed one by one, and the loss alone."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -90,15 +91,11 @@ def test_gradient_is_reconstruction_plus_balanced_adversary(method, variables, b
     np.testing.assert_allclose(metrics["loss"], value, rtol=1e-6)
     np.testing.assert_allclose(metrics["disc_weight"], weight, rtol=1e-4)
     expected = jax.tree.map(lambda x, y: x + weight * y, a, b)
-    jax.tree.map(
-        lambda x, y: np.testing.assert_allclose(x, y, atol=2e-5), grads["autoencoder"], expected
-    )
+    chex.assert_trees_all_close(grads["autoencoder"], expected, atol=2e-5, rtol=0)
     expected = jax.jit(jax.grad(told_apart))(
         variables["params"]["discriminator"], variables, batch, key
     )
-    jax.tree.map(
-        lambda x, y: np.testing.assert_allclose(x, y, atol=2e-6), grads["discriminator"], expected
-    )
+    chex.assert_trees_all_close(grads["discriminator"], expected, atol=2e-6, rtol=0)
     assert np.abs(expected["conv_0"]["kernel"]).max() > 1e-3
     moved = jax.tree.map(
         lambda x, y: np.abs(x - y).max(), mutable["batch_stats"], variables["batch_stats"]
@@ -113,10 +110,8 @@ def test_before_its_start_the_discriminator_neither_learns_nor_counts(method, va
     plain = AutoencoderTask(NET, perceptual("none")).method()
     only = {"params": {"autoencoder": variables["params"]["autoencoder"]}}
     found = jax.jit(jax.grad(lambda v: plain.loss(v, jax.random.key(5), batch, {})[0]))(only)
-    jax.tree.map(
-        lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6),
-        grads["autoencoder"],
-        found["params"]["autoencoder"],
+    chex.assert_trees_all_close(
+        grads["autoencoder"], found["params"]["autoencoder"], atol=1e-6, rtol=0
     )
 
 
