@@ -90,5 +90,5 @@ def _paper(config: ConfigDict, variant: str) -> None:
                                    evaluate="50000 steps", **every)
     config.train.generator = stage("400 epochs", batch, lr=1e-4, weight_decay=2e-2, ema=0.9999,
                                    evaluate="10 epochs", **every,
-                                   decay_skip=("params/denoiser/", "/bias$", "norm/scale$"))
+                                   decay_skip=("^denoiser/", "/bias$", "norm/scale$"))
     # fmt: on

@@ -32,7 +32,7 @@ TINY = str(ROOT / "tests" / "tiny.py")
 RunPython = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def run_python() -> RunPython:
     """Returns a function (arguments, devices=1, env={}, cwd=root) that runs a new Python process.
 

@@ -1,9 +1,10 @@
-"""A run that is killed, three times, ends as one that nothing disturbed, bit for bit."""
+"""A run that is killed and stopped ends as one that nothing disturbed, bit for bit."""
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -35,8 +36,13 @@ def logged(stage: str, step: int) -> Callable[[Path], bool]:
     return seen
 
 
-# In the middle of a save, between two saves, and after the last one, before it is measured.
-INSTANTS = (saving("tokenizer", 10), logged("generator", 10), saving("generator", 20))
+# In the middle of a save, between two saves, and in the middle of the last save; the exit statuses
+# are those of a process that died of the signal, and of one that was asked to stop and did.
+BREAKS = (
+    (saving("tokenizer", 10), signal.SIGKILL, -9),
+    (logged("generator", 5), signal.SIGTERM, 143),
+    (saving("generator", 20), signal.SIGKILL, -9),
+)
 
 
 def start(workdir: Path, log: Any) -> subprocess.Popen[bytes]:
@@ -47,14 +53,17 @@ def start(workdir: Path, log: Any) -> subprocess.Popen[bytes]:
     )
 
 
-def killed(workdir: Path, log: Any, instant: Callable[[Path], bool]) -> int:
-    """Starts a run, kills it once the instant has come, and returns its status."""
+def broken(workdir: Path, log: Any, instant: Callable[[Path], bool], signum: int) -> int:
+    """Starts a run, sends it a signal once the instant has come, and returns its status."""
     process = start(workdir, log)
     until = time.monotonic() + SECONDS
-    while not instant(workdir) and process.poll() is None and time.monotonic() < until:
-        time.sleep(0.002)
-    process.kill()
-    return process.wait()
+    try:
+        while not instant(workdir) and process.poll() is None and time.monotonic() < until:
+            time.sleep(0.002)
+        process.send_signal(signum)
+        return process.wait(SECONDS)
+    finally:
+        process.kill()
 
 
 def results(workdir: Path) -> dict[str, Any]:
@@ -67,13 +76,14 @@ def results(workdir: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def resumed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("killed")
+    folder = tmp_path_factory.mktemp("broken")
     workdir = folder / "run"
     with open(folder / "log", "wb") as log:
-        for instant in INSTANTS:
-            assert killed(workdir, log, instant) == -9, (folder / "log").read_text()
+        for instant, signum, status in BREAKS:
+            assert broken(workdir, log, instant, signum) == status, (folder / "log").read_text()
             assert "generator" not in results(workdir)
         assert start(workdir, log).wait(SECONDS) == 0, (folder / "log").read_text()
+    assert (folder / "log").read_text().count("of stage 'generator', saved; the same command") == 1
     return workdir
 
 

@@ -1,0 +1,44 @@
+"""The published configs build whole, without allocating: sizes, optimizers, patterns, durations."""
+
+import jax
+import numpy as np
+import pytest
+
+from bigr_jax import config
+from bigr_jax.interop.torch import published
+from bigr_jax.train.run import Run
+
+# Published transformer, published tokenizer, batch.
+WANTED = {
+    "paper": ("BiGR-L-d24", "B-AE-d24", 1024),
+    "paper_xl": ("BiGR-XL-d24", "B-AE-d24", 512),
+    "paper_xxl": ("BiGR-XXL-d32", "B-AE-d32", 512),
+    "paper_l512": ("BiGR-L-512-d32", "B-AE-d32-512", 512),
+}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    path = tmp_path_factory.mktemp("images") / "few.npz"
+    rng = np.random.default_rng(0)
+    np.savez(path, image=rng.integers(0, 256, (20, 8, 8, 3), np.uint8), label=np.arange(20) % 2)
+    return path
+
+
+@pytest.mark.parametrize("variant", WANTED)
+def test_published_variant_builds(variant, images, tmp_path):
+    changes = {"data.source": f"npz:{images}", "tokenizer_loss.perceptual": "none"}
+    run = Run(config.load(f"bigr:{variant}", changes), str(tmp_path / "run"))
+    generator, tokenizer, batch = WANTED[variant]
+    task = run.methods["generator"].loss.__self__
+    fields = ("depth", "width", "heads", "bits", "grid", "head_width", "head_blocks", "ffn_hidden")
+    for name in fields:
+        assert getattr(task.net, name) == getattr(published()[generator], name), name
+    for name in ("filters", "multipliers", "blocks", "attention_resolutions", "embedding", "bits"):
+        assert getattr(task.tokenizer, name) == getattr(published()[tokenizer], name), name
+    plan, _ = run._plans["generator"]
+    assert plan.batch_size == batch
+    assert plan.total == -(-400 * run.config.data.examples // batch)
+    assert run._plans["tokenizer"][0].total == 1_000_000
+    leaves = jax.tree.leaves(plan.abstract.variables)
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
