@@ -119,7 +119,8 @@ def training(model, variables, pack):
         "train/bce_loss": result.loss,
         "train/acc": accuracy,
     }
-    return values, to_torch(model, gradients)
+    # Of the collections, only params has gradients; "unused" holds constants.
+    return values, to_torch(model, {"params": gradients["params"]})
 
 
 def config(pack):
