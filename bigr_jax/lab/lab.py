@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,7 @@ class Lab:
 
     config   the settings that every arm starts from
     workdir  where the arms are trained
-    results  folder that gets SLUG.json and SLUG-*.png from `write`
+    results  folder that gets NAME.json and NAME-*.png from `write`; NAME is that of the config
     """
 
     def __init__(self, config: ConfigDict, workdir: str, results: str) -> None:
@@ -67,47 +69,63 @@ class Lab:
         """States that one arm's metric is higher than another's, and returns whether it is.
 
         It holds when the mean of the differences, paired by seed, is positive by more than their
-        standard error.
+        standard error; a value that is not finite supports nothing.
+        Raises KeyError where nothing was recorded, or no seed of both.
         """
         a, b = self.values(better, metric), self.values(than, metric)
-        differences = np.array([a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())])
-        if not len(differences):
+        seeds = sorted(a.keys() & b.keys())
+        if not seeds:
             raise KeyError(f"arms {better!r} and {than!r} share no seed for metric {metric!r}")
-        error = differences.std(ddof=1) / np.sqrt(len(differences)) if len(differences) > 1 else 0.0
-        holds = bool(differences.mean() > error)
+        pairs = np.array([(a[seed], b[seed]) for seed in seeds])
+        # inf - inf is nan, which is not more than anything.
+        with np.errstate(invalid="ignore"):
+            differences = pairs[:, 0] - pairs[:, 1]
+            error = differences.std(ddof=1) / np.sqrt(len(seeds)) if len(seeds) > 1 else 0.0
+        holds = bool(np.isfinite(pairs).all() and differences.mean() > error)
         self._claims.append(
             {
                 "text": text,
                 "holds": holds,
                 "metric": metric,
-                "value": float(np.mean(list(a.values()))),
-                "against": float(np.mean(list(b.values()))),
+                "value": float(pairs[:, 0].mean()),
+                "against": float(pairs[:, 1].mean()),
                 "difference": float(differences.mean()),
                 "spread": float(error),
-                "seeds": len(differences),
+                "seeds": len(seeds),
             }
         )
         return holds
 
     def figure(self, name: str, picture: np.ndarray) -> None:
-        """Keeps a picture, uint8 [H, W, 3], to be written as SLUG-name.png."""
+        """Keeps a picture, uint8 [H, W, 3], to be written as NAME-name.png."""
         self._figures[name] = picture
 
     def write(self) -> str:
-        """Writes the evidence and returns the path of the JSON file."""
-        slug = self.config.slug
+        """Writes the evidence, null for what is not finite, and returns the path of the JSON
+        file.
+        """
+        # An experiment of the user's own is named by its path.
+        place = os.path.join(self.results, Path(self.config.slug).stem)
         for name, picture in self._figures.items():
-            pictures.save_png(os.path.join(self.results, f"{slug}-{name}.png"), picture)
-        path = os.path.join(self.results, f"{slug}.json")
+            pictures.save_png(f"{place}-{name}.png", picture)
+        path = f"{place}.json"
         files.write_json(
             path,
             {
-                "slug": slug,
+                "slug": self.config.slug,
                 "variant": self.config.variant,
                 "config": configs.flat(self.config),
                 "environment": environment(),
-                "records": self._records,
-                "claims": self._claims,
+                "records": [_finite(record) for record in self._records],
+                "claims": [_finite(claim) for claim in self._claims],
             },
         )
         return path
+
+
+def _finite(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the row with None for what JSON has no number for."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in row.items()
+    }

@@ -113,9 +113,7 @@ class Run:
         files.write_text(os.path.join(self.workdir, "params.txt"), "\n\n".join(text) + "\n")
 
     def train(self, name: str) -> None:
-        """Trains a stage from where it stands and measures it; a stage that is done is left
-        alone.
-        """
+        """Trains a stage from where it stands and measures it; leaves alone one that is done."""
         plan, _ = self._plans[name]
         results = self.results()
         if results["stages"].get(name, {}).get("step") == plan.total:
@@ -133,6 +131,7 @@ class Run:
     def measure(self, name: str, seconds: float | None = None) -> dict[str, Any]:
         """Evaluates a finished stage on the test split and writes its results and pictures."""
         plan, _ = self._plans[name]
+        print(f"{name}: measuring what was trained", file=sys.stderr)
         given, variables = self.given(name), self.variables(name)
         entry: dict[str, Any] = {"step": plan.total}
         old = self.results()["stages"].get(name, {})
@@ -287,9 +286,7 @@ def train(
 
 
 def evaluate(workdir: str, stage: str | None = None) -> dict[str, Any]:
-    """Measures a stage of a work directory again, or all that are finished, writes results.json
-    and returns it.
-    """
+    """Measures one stage of a work directory, or all finished ones, again; see results.json."""
     run = Run(_saved(workdir), workdir)
     names = run.stage_names(stage)
     # With none finished, the first says what is missing.
@@ -338,8 +335,7 @@ def sample(
 
 
 def fill(section: ConfigDict, source: Source) -> None:
-    """Fills in what 0 leaves to the data: `channels`, `num_classes` and `examples` of the `data`
-    section.
+    """Fills in what 0 leaves to the data: `channels`, `num_classes` and `examples`.
 
     Raises UserError where the config says otherwise than the data.
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -15,17 +15,6 @@ from jax.sharding import Mesh
 from bigr_jax.api import Array, Given, Method, TrainState
 from bigr_jax.data import Source
 from bigr_jax.train import optimizers, sharding
-
-
-class Abstract(NamedTuple):
-    """Shapes and placements of a stage before anything is allocated.
-
-    boxed      variables with linen's logical names, as `Method.init` returns them
-    state      TrainState of ShapeDtypeStruct, each with its sharding
-    """
-
-    boxed: Any
-    state: TrainState
 
 
 def batch_spec(source: Source, size: int) -> dict[str, jax.ShapeDtypeStruct]:
