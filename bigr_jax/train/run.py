@@ -131,8 +131,8 @@ class Run:
     def measure(self, name: str, seconds: float | None = None) -> dict[str, Any]:
         """Evaluates a finished stage on the test split and writes its results and pictures."""
         plan, _ = self._plans[name]
-        print(f"{name}: measuring what was trained", file=sys.stderr)
         given, variables = self.given(name), self.variables(name)
+        print(f"{name}: measuring what was trained", file=sys.stderr)
         entry: dict[str, Any] = {"step": plan.total}
         old = self.results()["stages"].get(name, {})
         entry["seconds"] = round(seconds, 1) if seconds is not None else old.get("seconds")
