@@ -14,7 +14,7 @@ quickstart: $(VENV)/run.stamp
 	$(BIN)/bigr train --config=bigr:small --workdir=runs/quickstart
 
 test: lint
-	BIGR_TEST_CACHE=$(CURDIR)/.cache/jax $(BIN)/python -m pytest -n $(WORKERS)
+	BIGR_TEST_CACHE=$(CURDIR)/.cache/jax $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check

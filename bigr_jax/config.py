@@ -76,7 +76,8 @@ def load(spec: str, overrides: Mapping[str, str] | None = None) -> ConfigDict:
     with config.unlocked():
         if "slug" not in config:
             # A file that also has `stages` is a config and an experiment in one.
-            config.slug = path if hasattr(module, "stages") else Path(path).stem
+            own = hasattr(module, "stages")
+            config.slug = str(Path(path).resolve()) if own else Path(path).stem
         if "variant" not in config:
             config.variant = variant
     for key, value in flat(config).items():

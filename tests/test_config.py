@@ -85,6 +85,15 @@ def test_a_file_with_stages_is_its_own_experiment(tmp_path: Path) -> None:
     assert configs.load(str(file)).slug == str(file)
 
 
+def test_a_file_of_ones_own_is_known_by_its_whole_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "both.py"
+    file.write_text(FILE + "\n\ndef stages(config):\n    return {}\n")
+    monkeypatch.chdir(tmp_path)
+    assert configs.load("both.py").slug == configs.load("./both.py").slug == str(file)
+
+
 @pytest.mark.parametrize(
     ("key", "text", "value"),
     [

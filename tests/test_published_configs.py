@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from bigr_jax import config
+from bigr_jax.errors import UserError
 from bigr_jax.interop.torch import published
 from bigr_jax.train.run import Run
 
@@ -42,3 +43,9 @@ def test_published_variant_builds(variant, images, tmp_path):
     assert run._plans["tokenizer"][0].total == 1_000_000
     leaves = jax.tree.leaves(plan.abstract.variables)
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
+
+
+def test_gradients_of_a_step_of_its_own_are_not_accumulated(tmp_path):
+    changes = {"train.tokenizer.accumulate": "2"}
+    with pytest.raises(UserError, match=r"tokenizer\.accumulate=2: this stage takes steps of"):
+        Run(config.load("bigr:smoke", changes), str(tmp_path))

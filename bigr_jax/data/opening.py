@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -50,8 +50,11 @@ def open_source(section: Any, split: str) -> Source:
 
 
 def _request(section: Any, split: str) -> Request:
-    if not hasattr(section, "source"):
+    if isinstance(section, Mapping) and not hasattr(section, "source"):
         section = SimpleNamespace(**section)
+    for name in ("source", "size", "channels"):
+        if not hasattr(section, name):
+            raise UserError(f"data.{name} is missing from the config")
     source, size, channels = section.source, section.size, section.channels
     if split not in ("train", "test"):
         raise one_of("split", split, ("train", "test"))

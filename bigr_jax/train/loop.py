@@ -293,9 +293,9 @@ class _Log:
         for name in ("loss", "grad_norm"):
             if not math.isfinite(numbers.get(name, 0.0)):
                 raise UserError(
-                    f"the {name} of stage {plan.name!r} is {numbers[name]} at step {step}; the "
-                    "last checkpoint is intact. Lower the learning rate, or clip gradients "
-                    "(optimizer.clip)"
+                    f"the {name} of stage {plan.name!r} is {numbers[name]} at step {step}; what is "
+                    "saved is intact. Start in another --workdir with a lower optimizer.lr, or "
+                    "with optimizer.clip"
                 )
         self._status.step(step, numbers["loss"], waited)
         if _due(step, plan.log_every) or step == plan.total:

@@ -205,7 +205,7 @@ class Run:
         method, section = self.methods[name], getattr(self._view.train, name)
         source, key = self.sources["train"], f"train.{name}"
         size = section.batch_size
-        rows = self._check_sizes(key, section)
+        rows = self._check_sizes(key, section, method)
         total = durations.steps(
             section.duration, key=f"{key}.duration", batch_size=size, examples=len(source)
         )
@@ -255,10 +255,15 @@ class Run:
         with scope(self.mesh):
             return state.create(self.methods[name], tx, abstract, key, batch, self.given(name))
 
-    def _check_sizes(self, key: str, section: Any) -> int:
+    def _check_sizes(self, key: str, section: Any, method: Method) -> int:
         for name in ("batch_size", "eval_batch_size", "accumulate", "keep"):
             if section[name] < 1:
                 raise UserError(f"{key}.{name}={section[name]} must be 1 or more")
+        if method.step is not None and section.accumulate > 1:
+            raise UserError(
+                f"{key}.accumulate={section.accumulate}: this stage takes steps of its own, which "
+                "see the whole batch; legal: 1"
+            )
         rows = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
         if section.batch_size % (rows * section.accumulate):
             times = f" times accumulate = {section.accumulate}" * (section.accumulate > 1)

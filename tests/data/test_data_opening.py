@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from bigr_jax.audit import Audited
 from bigr_jax.data import ArraySource, LazySource, open_source
 from bigr_jax.errors import UserError
 
@@ -80,3 +81,12 @@ def test_importing_the_room_loads_neither_tensorflow_nor_the_record_readers() ->
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("name", ["source", "size", "channels"])
+def test_a_missing_setting_is_named(name):
+    section = {"source": "digits", "size": 8, "channels": 1}
+    del section[name]
+    for given in (section, ConfigDict(section), Audited(ConfigDict(section))):
+        with pytest.raises(UserError, match=rf"data\.{name} is missing"):
+            open_source(given, "train")

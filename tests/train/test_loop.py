@@ -201,7 +201,7 @@ def test_what_is_not_finite_ends_the_run_before_it_is_saved(
     tiny, tmp_path, poison, name, at, intact
 ):
     config = tiny({"method.poison": poison, "method.at": str(at)})
-    with pytest.raises(UserError, match=rf"the {name} of stage 'first' is nan at step {at};"):
+    with pytest.raises(UserError, match=rf"the {name} of stage 'first' is nan at step {at}; "):
         runs.train(config, str(tmp_path))
     assert Run(config, str(tmp_path)).step_of("first") == intact
     assert [r["step"] for r in rows(tmp_path) if "loss" in r] == list(range(1, at))
