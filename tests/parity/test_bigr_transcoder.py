@@ -178,7 +178,7 @@ def test_guided_sampling(variables, name, target):
 
 
 def test_without_guidance_only_the_condition_matters(variables):
-    # The pack's scale of 1 is the conditional branch alone.
+    # The recorded scale of 1 is the conditional branch alone.
     given = META["sample"]["s100"]
     assert given["cfg_scale"] == 1.0
     u = ARRAYS["sample/s100_flip/u"]
