@@ -86,6 +86,7 @@ def _paper(config: ConfigDict, variant: str) -> None:
     config.sample.update(iterations=iterations, denoise_steps=100, cfg_scale=2.5,
                          gumbel_temperature=gumbel)
     every = dict(schedule="constant", warmup="0%", log="100 steps", save="5000 steps")
+    # The published average has decay 0.995 every ten steps, which is 0.9995 every step.
     config.train.tokenizer = stage("1_000_000 steps", 32, lr=1.8e-5, b2=0.999, clip=0.0, ema=0.9995,
                                    evaluate="50000 steps", **every)
     config.train.generator = stage("400 epochs", batch, lr=1e-4, weight_decay=2e-2, ema=0.9999,
