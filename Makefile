@@ -18,7 +18,7 @@ test: lint
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check
-	$(BIN)/mypy bigr_jax experiments configs
+	$(BIN)/mypy bigr_jax experiments configs benchmarks
 
 clean:
 	rm -rf $(VENV) .cache build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -42,7 +42,9 @@ setup(
         "absl-py>=2.5",
         "mlxtend",
         "scikit-learn",
+        "matplotlib>=3.10",
         "numpy>=2",
+        "scipy",
     ],
     extras_require={
         "test": [

@@ -23,8 +23,8 @@ def get_config(variant: str = "small") -> ConfigDict:
                                     disc_weight=1.0, disc_start="50%")
     config.model = section(depth=3, width=128, heads=4, head_blocks=2, head_width=128, dropout=0.0,
                            adaln=True, mixer="attention", remat="none", ffn_hidden=256,
-                           dtype="float32")
-    config.objective = section(target="flip", loss="weighted", gamma=0.0, aux=0.0,
+                           dtype="float32", target="flip")
+    config.objective = section(loss="weighted", gamma=0.0, aux=0.0,
                                alpha=placeholder(float))
     config.diffusion = section(schedule="linear", steps=64)
     config.masking = section(label_drop=0.1, per_batch=False)
@@ -33,8 +33,8 @@ def get_config(variant: str = "small") -> ConfigDict:
                             gumbel_schedule="down", remaining="cos", deterministic=False)
     config.referee = section(enabled=True, widths=(16, 32, 64), augment="shift:2,rotate:10",
                              smoothing=0.1)
-    config.report = section(per_class=50)
-    config.study = section(seeds=3)
+    config.report = section(per_class=50, probe=True)
+    config.study = section(seeds=3, duration="800 steps", per_class=50)
     config.train = section(
         tokenizer=stage("900 steps", 32, optimizer="muon", lr=5e-3, ema=0.99),
         referee=stage("400 steps", 64, lr=2e-3, weight_decay=1e-2),
@@ -58,6 +58,7 @@ def _smoke(config: ConfigDict) -> None:
     config.sample.update(iterations=4, denoise_steps=4)
     config.referee.update(widths=(8, 8, 8), augment="")
     config.report.per_class = 2
+    config.study.update(seeds=1, duration="10 steps", per_class=2)
     short = dict(duration="20 steps", batch_size=16, save="5 steps", log="5 steps", evaluate="50%")
     for name in ("tokenizer", "referee", "generator"):
         config.train[name].update(short)
@@ -83,6 +84,7 @@ def _paper(config: ConfigDict, variant: str) -> None:
     # None: the published rule, 8/3 of the width rounded up to 256.
     config.model.ffn_hidden = placeholder(int)
     config.diffusion.steps, config.masking.per_batch, config.referee.enabled = 256, True, False
+    config.report.probe = False
     config.sample.update(iterations=iterations, denoise_steps=100, cfg_scale=2.5,
                          gumbel_temperature=gumbel)
     every = dict(schedule="constant", warmup="0%", log="100 steps", save="5000 steps")

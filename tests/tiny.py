@@ -7,6 +7,7 @@ Command   bigr train --config=tests/tiny.py
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -114,8 +115,18 @@ def stages(config: Any) -> dict[str, Method]:
 
 
 def study(config: Any, lab: Any) -> None:
-    for arm, noise in (("noisy", "0.5"), ("quiet", "0.0")):
-        run = lab.train(arm, {"sample.noise": noise})
-        for seed in range(config.study.seeds):
-            lab.record(arm, "spread", run.report("second", seed).metrics["spread"], seed)
-    lab.claim("more noise spreads more", "spread", "noisy", "quiet")
+    for seed in lab.seeds:
+        for arm, rate in (("slow", "1e-4"), ("fast", "0.1")):
+            run = lab.train(arm, {"train.first.optimizer.lr": rate}, seed, stage="first")
+            lab.measure(arm, seed, functools.partial(run.evaluate, "first"))
+        for arm, noise in (("noisy", "0.5"), ("quiet", "0.0")):
+            run = lab.train(arm, {"sample.noise": noise}, seed)
+            lab.measure(arm, seed, functools.partial(drawn, run, lab, seed))
+    lab.claim("a higher rate learns faster", "loss", "fast", "slow", lower=True)
+    lab.claim("more noise spreads more", "spread", "noisy", "quiet", margin=0.1)
+
+
+def drawn(run: Any, lab: Any, seed: int) -> dict[str, float]:
+    report = run.report("second", seed)
+    lab.figure("samples", report.images["samples"])
+    return {"spread": report.metrics["spread"]}

@@ -48,7 +48,7 @@ class BitObjective:
 
     def __post_init__(self) -> None:
         if self.target not in TARGETS:
-            raise one_of("objective.target", self.target, TARGETS)
+            raise one_of("target", self.target, TARGETS)
         if self.loss not in LOSSES:
             raise one_of("objective.loss", self.loss, LOSSES)
         for field in ("gamma", "aux"):
@@ -97,6 +97,25 @@ def balance_weights(y: Array) -> Array:
     """
     r = y.mean(axis=-1, keepdims=True)
     return (1.0 - r) * y + r * (1.0 - y) + 1.0 / y.shape[-1]
+
+
+def bound(
+    logits: Array, bits: Array, x_t: Array, t: Array, schedule: Schedule, target: str
+) -> Array:
+    """Returns an unbiased estimate of a bound on the code length, -log2 P(x_0), in bits [..., K].
+
+    logits: [..., K], as `target` says; bits and x_t: {0, 1} [..., K]; t: int [...], drawn uniformly
+    from 1 ... T. It is T times KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), the variational
+    bound, which for T = 1 is the code length itself; x_T says nothing of x_0.
+    Source: the variational bound of Binary Latent Diffusion (arXiv 2304.04820).
+    """
+    logits, bits, x_t = (a.astype(jnp.float32) for a in (logits, bits, x_t))
+    y = jnp.abs(bits - x_t) if target == "flip" else bits
+    cross = _bound_term(logits, y, bits, x_t, t, schedule, target)
+    # At t = 1 the posterior is x_0 itself, without entropy.
+    true = posterior(x_t, bits, t, t - 1, schedule)
+    entropy = jax.scipy.special.entr(true) + jax.scipy.special.entr(1.0 - true)
+    return schedule.total * (cross - entropy) / math.log(2)
 
 
 def masked_mean(values: Array, mask: Array | None) -> Array:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -22,6 +22,7 @@ from bigr_jax.nn.adaln import SharedModulation
 from bigr_jax.nn.block import Block
 from bigr_jax.nn.embed import ClassEmbed
 from bigr_jax.nn.linear import Linear
+from bigr_jax.nn.mixers import CAUSAL
 from bigr_jax.nn.mlp import swiglu_hidden
 from bigr_jax.nn.norms import RMSNorm
 from bigr_jax.nn.partition import named as with_names
@@ -42,7 +43,8 @@ class BiGR(nn.Module):
       head_width, head_blocks: of the denoiser.
       dropout: rate after attention and after the feed-forward layer.
       adaln: the class also modulates every block (all published models).
-      mixer: name of the token mixer in `nn.mixers`.
+      target: what the denoiser's logits tell, the flip of x_t or x_0 (`losses.bits.BitObjective`).
+      mixer: name of the token mixer in `nn.mixers`; with a causal one the model is autoregressive.
       remat: how much of a block the backward pass computes again: "none", "dots" or "full".
       ffn_hidden: hidden features of the feed-forward layer; None: 8/3 of the width, rounded up.
       dtype: of the matrix products; parameters, residual stream, norms and results are float32.
@@ -58,6 +60,7 @@ class BiGR(nn.Module):
     num_classes: int
     head_width: int
     head_blocks: int
+    target: Literal["flip", "z0", "direct"] = "flip"
     dropout: float = 0.1
     adaln: bool = True
     mixer: str = "attention"
@@ -69,6 +72,11 @@ class BiGR(nn.Module):
     def length(self) -> int:
         """N, the number of tokens."""
         return self.grid[0] * self.grid[1]
+
+    @property
+    def causal(self) -> bool:
+        """Whether a token is predicted from those before it, not from those that are not masked."""
+        return self.mixer in CAUSAL
 
     def setup(self) -> None:
         width, dtype = self.width, self.dtype
@@ -123,10 +131,12 @@ class BiGR(nn.Module):
         """Returns the vectors, float32 [B, N, D], on which the denoiser is conditioned.
 
         bits: {0, 1} [B, N, K], condition: [B, 1, D], from `condition` or a mixture of such,
-        mask: bool [B, N], True = masked; None: nothing is masked.
+        mask: bool [B, N], True = masked; None: nothing is masked. A causal model masks nothing: its
+        vector of a token is the one that it has before it reads that token.
         """
-        x, _ = self._residual(bits, condition, mask, deterministic)
-        return self.norm(x)[:, 1:] + self.position
+        x, _ = self._residual(bits, condition, None if self.causal else mask, deterministic)
+        x = self.norm(x)
+        return (x[:, :-1] if self.causal else x[:, 1:]) + self.position
 
     def denoise(self, x_t: Array, t: Array, hidden: Array) -> Array:
         """Returns the denoiser's logits, float32 [..., K].
@@ -150,6 +160,15 @@ class BiGR(nn.Module):
         """Returns the `features` of all layers, float32 [depth, B, N, D]."""
         _, streams = self._residual(bits, self.condition(labels), None, True, collect=True)
         return streams[:, :, 1:]
+
+    def pooled(self, bits: Array) -> Array:
+        """Returns one vector per image and layer, float32 [B, depth, D]: the mean over the tokens
+        of `features_all`, of the null class.
+
+        bits: {0, 1} [B, N, K].
+        """
+        null = jnp.full(len(bits), self.num_classes)
+        return self.features_all(bits, null).mean(axis=2).swapaxes(0, 1)
 
     def tokens(self, bits: Array, condition: Array, mask: Array | None) -> Array:
         """Returns the transformer's input, float32 [B, 1 + N, D], the class token first."""

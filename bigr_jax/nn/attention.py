@@ -16,17 +16,19 @@ Array = jax.Array
 
 
 class Attention(nn.Module):
-    """Self-attention over the whole sequence, without biases.
+    """Self-attention without biases.
 
     Attributes:
       heads: number of heads, each of width / heads channels.
       dropout: rate on the result.
       dtype: of the matrix products; logits and softmax are float32.
+      causal: a token attends to itself and those before it, not to the whole sequence.
     """
 
     heads: int
     dropout: float = 0.0
     dtype: DTypeLike = jnp.float32
+    causal: bool = False
 
     @nn.compact
     def __call__(
@@ -47,6 +49,6 @@ class Attention(nn.Module):
         query, key, value = (qkv[:, :, i] for i in range(3))
         if rope is not None:
             query, key = rotate(query, rope), rotate(key, rope)
-        y = softmax_attention(query, key, value, key_mask=mask)
+        y = softmax_attention(query, key, value, key_mask=mask, causal=self.causal)
         y = Linear((width,), ("heads", "head_dim", "embed"), dtype=self.dtype, name="out")(y)
         return nn.Dropout(self.dropout)(y, deterministic=deterministic)

@@ -13,6 +13,7 @@ A mixer is a module made from `heads`, `dropout` and `dtype`, and called as
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -21,7 +22,12 @@ from jax.typing import DTypeLike
 from bigr_jax.errors import one_of
 from bigr_jax.nn.attention import Attention
 
-MIXERS: dict[str, Callable[..., nn.Module]] = {"attention": Attention}
+MIXERS: dict[str, Callable[..., nn.Module]] = {
+    "attention": Attention,
+    "causal_attention": functools.partial(Attention, causal=True),
+}
+# Those through which a token sees none that come after it.
+CAUSAL = frozenset({"causal_attention"})
 
 
 def make(mixer: str, *, heads: int, dropout: float, dtype: DTypeLike, name: str) -> nn.Module:

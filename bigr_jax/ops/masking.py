@@ -19,6 +19,18 @@ def random_mask(key: Array, batch: int, length: int, count: Array | int) -> Arra
     return rank < jnp.broadcast_to(count, (batch,))[:, None]
 
 
+def uniform_mask(key: Array, batch: int, length: int) -> Array:
+    """Draws a mask of 1 ... N positions, N = `length`, every number and then every subset equally
+    likely: what one step of an order drawn at random leaves to be told.
+
+    -> bool [batch, length], True = masked.
+    Source: Autoregressive Diffusion Models (arXiv 2110.02037).
+    """
+    count_key, mask_key = jax.random.split(key)
+    count = jax.random.randint(count_key, (batch,), 1, length + 1)
+    return random_mask(mask_key, batch, length, count)
+
+
 def cosine_count(key: Array, shape: tuple[int, ...], length: int) -> Array:
     """Draws numbers of tokens to mask: max(1, floor(N cos(pi s / 2N))), s uniform on 0..N-1.
 

@@ -16,11 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bigr_jax import pictures
+from bigr_jax import durations, pictures
 from bigr_jax.api import Apply, Array, Aux, Batch, Given, Method, Report, Sum, TrainState, Variables
 from bigr_jax.data.augment import augment, to_float
+from bigr_jax.interop.files import read
 from bigr_jax.losses.adversarial import adaptive_weight, generator_loss, hinge_discriminator_loss
-from bigr_jax.losses.perceptual import Distance
+from bigr_jax.losses.perceptual import Distance, perceptual
 from bigr_jax.losses.reconstruction import absolute_error
 from bigr_jax.metrics.image import psnr
 from bigr_jax.models.binary_autoencoder import LAST_KERNEL, BinaryAutoencoder
@@ -29,12 +30,56 @@ from bigr_jax.models.patch_discriminator import PatchDiscriminator
 MEASURED, SHOWN = 500, 20
 
 
+def autoencoder(net: BinaryAutoencoder, loss: Any, train: Any, data: Any) -> AutoencoderTask:
+    """Returns the training of `net` that sections of a config describe.
+
+    loss   perceptual, perceptual_weights, perceptual_weight, adversarial, disc_filters,
+           disc_layers, disc_weight, disc_start
+    train  the stage's section: duration and batch_size
+    data   augment, channels and examples
+    """
+    weights = read(loss.perceptual_weights) if loss.perceptual_weights else None
+    size = {"batch_size": train.batch_size, "examples": data.examples}
+    total = durations.steps(train.duration, key="duration of the autoencoder", **size)
+    start = durations.steps(loss.disc_start, key="disc_start", total=total, **size)
+    disc = PatchDiscriminator(loss.disc_filters, loss.disc_layers, data.channels)
+    adversary = Adversary(disc, loss.disc_weight, start)
+    return AutoencoderTask(
+        net,
+        perceptual(loss.perceptual, weights),
+        loss.perceptual_weight,
+        adversary if loss.adversarial else None,
+        data.augment,
+    )
+
+
 class Adversary(NamedTuple):
     """A discriminator, the weight of its loss, and the step from which it counts."""
 
     net: PatchDiscriminator
     weight: float
     start: int
+
+
+def encode(
+    net: BinaryAutoencoder, variables: Any, images: Array, key: Array | None = None
+) -> Array:
+    """Returns the codes, float32 {0, 1} [B, N, K], tokens in raster order, of images.
+
+    variables  of an `AutoencoderTask`; images: float [B, H, W, C] in [0, 1]
+    key        draws the bits; None: their probabilities are rounded
+    """
+    own = {"params": variables["params"]["autoencoder"]}
+    logits = net.apply(own, images, method="encode")
+    codes, _ = net.apply(own, logits, key, method="quantize")
+    return codes.reshape(len(images), -1, net.bits)
+
+
+def decode(net: BinaryAutoencoder, variables: Any, codes: Array) -> Array:
+    """Returns images, float32 [B, H, W, C] in [0, 1], of codes [B, N, K]; see `encode`."""
+    own = {"params": variables["params"]["autoencoder"]}
+    images: Any = net.apply(own, codes.reshape(-1, net.grid, net.grid, net.bits), method="decode")
+    return jnp.clip(images, 0.0, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)

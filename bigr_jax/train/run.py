@@ -22,7 +22,7 @@ from bigr_jax.api import Method, Report
 from bigr_jax.data import Source, open_source
 from bigr_jax.errors import UserError, nearest, one_of
 from bigr_jax.generate.batched import sample_in_batches
-from bigr_jax.train import optimizers, overview, sharding, state
+from bigr_jax.train import manifest, optimizers, overview, sharding, state
 from bigr_jax.train.checkpoints import Checkpoints
 from bigr_jax.train.loop import Evaluator, Plan, fit, scope
 from bigr_jax.train.step import make_step
@@ -40,12 +40,22 @@ LISTED = 5
 class Run:
     """One experiment in one work directory, checked whole before anything is trained.
 
-    Raises UserError for a mistake in the config, unread keys, absent data, or a work directory of
-    another config.
+    base, stage  another run and the one stage that is this run's own: those that it builds on are
+                 taken from `base`, as the ablations of a paper share a tokenizer
+
+    Raises UserError for a mistake in the config, unread keys, absent data, a work directory of
+    another config, or a base whose stages are not what this config builds on.
     """
 
-    def __init__(self, config: ConfigDict, workdir: str, profile: tuple[int, int] | None = None):
-        self.workdir, self.profile = workdir, profile
+    def __init__(
+        self,
+        config: ConfigDict,
+        workdir: str,
+        profile: tuple[int, int] | None = None,
+        base: Run | None = None,
+        stage: str | None = None,
+    ) -> None:
+        self.workdir, self.profile, self.base = workdir, profile, base
         self.config = configs.copy(config)
         view = configs.Audited(self.config)
         self.sources = {split: open_source(view.data, split) for split in ("train", "test")}
@@ -63,6 +73,9 @@ class Run:
         off = (f"train.{name}" for name in self.config.train if name not in self.methods)
         configs.check_read(view, except_sections=("sample", "report", "study", *FILLED, *off))
         self.refuse_other_config()
+        self.own = self.stage_names(stage)
+        if base is not None:
+            self._check_base(base)
 
     def refuse_other_config(self) -> None:
         """Raises UserError when the work directory was made with another config, naming the
@@ -112,11 +125,13 @@ class Run:
         ]
         files.write_text(os.path.join(self.workdir, "params.txt"), "\n\n".join(text) + "\n")
 
-    def train(self, name: str) -> None:
-        """Trains a stage from where it stands and measures it; leaves alone one that is done."""
+    def train(self, name: str, report: bool = True) -> None:
+        """Trains a stage from where it stands and measures it; leaves alone one that is done.
+
+        report  whether what the method has to show belongs to that, or its test metrics alone
+        """
         plan, _ = self._plans[name]
-        results = self.results()
-        if results["stages"].get(name, {}).get("step") == plan.total:
+        if self.is_measured(name):
             print(f"{name}: already trained to step {plan.total}", file=sys.stderr)
             return
         given, begin = self.given(name), time.perf_counter()
@@ -126,21 +141,26 @@ class Run:
             self.checkpoints(name) as checkpoints,
         ):
             fit(plan, self.mesh, self.sources, given, checkpoints, metrics, self.workdir)
-        self.measure(name, seconds=time.perf_counter() - begin)
+        self.measure(name, time.perf_counter() - begin, report)
 
-    def measure(self, name: str, seconds: float | None = None) -> dict[str, Any]:
-        """Evaluates a finished stage on the test split and writes its results and pictures."""
+    def measure(
+        self, name: str, seconds: float | None = None, report: bool = True
+    ) -> dict[str, Any]:
+        """Evaluates a finished stage on the test split and writes its results and, with `report`,
+        what the method has to show.
+        """
         plan, _ = self._plans[name]
-        given, variables = self.given(name), self.variables(name)
+        # What is missing is said first.
+        _ = self.given(name), self.variables(name)
         print(f"{name}: measuring what was trained", file=sys.stderr)
         entry: dict[str, Any] = {"step": plan.total}
         old = self.results()["stages"].get(name, {})
         entry["seconds"] = round(seconds, 1) if seconds is not None else old.get("seconds")
-        entry["test"] = Evaluator(plan, self.mesh, given)(variables, self.sources["test"])
-        if plan.method.report is not None:
-            report = self.report(name, plan.seed)
-            entry["report"] = dict(report.metrics)
-            for title, picture in report.images.items():
+        entry["test"] = self.evaluate(name)
+        if report and plan.method.report is not None:
+            shown = self.report(name, plan.seed)
+            entry["report"] = dict(shown.metrics)
+            for title, picture in shown.images.items():
                 if jax.process_index() == 0:
                     pictures.save_png(os.path.join(self.workdir, f"{title}.png"), picture)
         results = self.results()
@@ -148,6 +168,23 @@ class Run:
         if jax.process_index() == 0:
             files.write_json(os.path.join(self.workdir, "results.json"), results)
         return entry
+
+    def evaluate(self, name: str) -> dict[str, float]:
+        """Returns the metrics of a finished stage over the test split."""
+        given, variables = self.given(name), self.variables(name)
+        return Evaluator(self._plans[name][0], self.mesh, given)(variables, self.sources["test"])
+
+    def measured(self, name: str) -> dict[str, float]:
+        """Returns all numbers of a finished stage under this run's settings: its metrics over the
+        test split and those of its report.
+
+        Where both have a name, that of the report gets the prefix "report.".
+        """
+        found = self.evaluate(name)
+        if self.methods[name].report is not None:
+            for metric, value in self.report(name, self.config.seed).metrics.items():
+                found[f"report.{metric}" if metric in found else metric] = float(value)
+        return found
 
     def report(self, name: str, seed: int) -> Report:
         """Returns what a finished stage has to show, drawn with a seed."""
@@ -163,6 +200,13 @@ class Run:
         found = files.read_json(os.path.join(self.workdir, "results.json"))
         return found or {"slug": self.config.slug, "variant": self.config.variant, "stages": {}}
 
+    def needs(self, name: str) -> list[str]:
+        """Returns the stages that `name` builds on, directly or not, in the order of training."""
+        found = set(self.methods[name].needs)
+        for other in reversed(self.methods):
+            found |= set(self.methods[other].needs) if other in found else set()
+        return [other for other in self.methods if other in found]
+
     def given(self, name: str) -> dict[str, Any]:
         """Returns the variables of the stages that `name` builds on."""
         return {need: self.variables(need) for need in self.methods[name].needs}
@@ -172,6 +216,8 @@ class Run:
 
         Raises UserError when the stage has not been trained to its end in this work directory.
         """
+        if self.base is not None and name not in self.own:
+            return self.base.variables(name)
         if name not in self._variables:
             plan, _ = self._plans[name]
             if not self.is_finished(name):
@@ -185,6 +231,11 @@ class Run:
             section = getattr(self.config.train, name)
             self._variables[name] = state.eval_variables(finished, section.optimizer.name)
         return self._variables[name]
+
+    def is_measured(self, name: str) -> bool:
+        """Whether a stage has been trained to its end and what it gave has been written."""
+        entry = self.results()["stages"].get(name, {})
+        return bool(entry.get("step") == self._plans[name][0].total)
 
     def is_finished(self, name: str) -> bool:
         """Whether a stage has been trained to its end."""
@@ -254,6 +305,24 @@ class Run:
         key = jax.device_put(jax.random.key(self.config.seed), sharding.replicated(self.mesh))
         with scope(self.mesh):
             return state.create(self.methods[name], tx, abstract, key, batch, self.given(name))
+
+    def _check_base(self, base: Run) -> None:
+        if base.mesh != self.mesh:
+            raise UserError(
+                f"mesh {dict(self.mesh.shape)} is not that of {base.workdir}, "
+                f"{dict(base.mesh.shape)}, whose stages are taken"
+            )
+        for name in {need: None for own in self.own for need in self.needs(own)}:
+            mine, theirs = (
+                manifest.leaves(run._plans[name][0].abstract.variables) for run in (self, base)
+            )
+            for path in sorted(mine.keys() | theirs.keys()):
+                if mine.get(path) != theirs.get(path):
+                    raise UserError(
+                        f"stage {name!r} is taken from {base.workdir}, but {path} is "
+                        f"{theirs.get(path, 'absent')} there and {mine.get(path, 'absent')} here; "
+                        "train all stages of this arm"
+                    )
 
     def _check_sizes(self, key: str, section: Any, method: Method) -> int:
         for name in ("batch_size", "eval_batch_size", "accumulate", "keep"):

@@ -1,23 +1,51 @@
-"""The lab: what is recorded, when a claim holds, which arms share a training, what is written."""
+"""The lab: what is trained and measured once, when a claim holds, what is written."""
 
 from __future__ import annotations
 
 import json
 import math
+import types
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from bigr_jax import registry
+from bigr_jax.errors import UserError
 from bigr_jax.lab import Lab
 from bigr_jax.lab import lab as module
+from bigr_jax.train.run import Run
+
+QUICK = {"train.first.duration": "2 steps", "train.second.duration": "2 steps"}
 
 
 @pytest.fixture
 def lab(tiny, tmp_path):
-    return Lab(tiny(), str(tmp_path / "work"), str(tmp_path / "results"))
+    return Lab(tiny(QUICK), str(tmp_path / "work"), str(tmp_path / "results"))
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Returns the list of (directory's name, stage) of all trainings from here on."""
+    found, train = [], module.Run.train
+
+    def counted(run, name):
+        found.append((str(Path(run.workdir)).rpartition("work/")[2], name))
+        train(run, name)
+
+    monkeypatch.setattr(module.Run, "train", counted)
+    return found
+
+
+@pytest.fixture
+def stub(monkeypatch):
+    """Replaces training by nothing: directories and settings alone are looked at."""
+    monkeypatch.setattr(module.Lab, "_fit", lambda self, run, name: None)
+
+
+def again(lab):
+    return Lab(lab.config, lab.workdir, lab.results)
 
 
 def record(lab, arm, values, metric="score"):
@@ -38,32 +66,27 @@ def test_values_are_by_seed(lab):
     assert lab.values("b", "score") == {0: 3.0}
 
 
-@pytest.mark.parametrize(
-    ("a", "b", "holds", "difference", "spread"),
-    [
-        ([3.0, 4.0, 5.0], [1.0, 2.0, 3.0], True, 2.0, 0.0),
-        ([1.0, 2.0, 3.0], [3.0, 4.0, 5.0], False, -2.0, 0.0),
-        ([1.0, 1.0], [1.0, 1.0], False, 0.0, 0.0),
-        # The mean of 3 and -1 is 1, their standard error 2: no claim, in spite of the mean.
-        ([3.0, 0.0], [0.0, 1.0], False, 1.0, 2.0),
-        ([4.0, 1.0, 4.0], [1.0, 0.0, 1.0], True, 7 / 3, 2 / 3),
-        ([2.0], [1.0], True, 1.0, 0.0),
-        ([1.0], [1.0], False, 0.0, 0.0),
-        # Pairs alone count: the third seed of one arm has no partner.
-        ([2.0, 3.0, -90.0], [1.0, 2.0], True, 1.0, 0.0),
-    ],
-)
-def test_a_claim_holds_beyond_the_error_of_paired_differences(lab, a, b, holds, difference, spread):
-    record(lab, "a", a)
-    record(lab, "b", b)
-    assert lab.claim("a beats b", "score", "a", "b") is holds
-    (claim,) = read(lab)["claims"]
-    seeds = min(len(a), len(b))
-    assert (claim["text"], claim["holds"], claim["seeds"]) == ("a beats b", holds, seeds)
-    assert claim["difference"] == pytest.approx(difference)
-    assert claim["spread"] == pytest.approx(spread)
-    assert claim["value"] - claim["against"] == pytest.approx(difference)
-    assert claim["value"] == pytest.approx(sum(a[:seeds]) / seeds)
+def test_seeds_are_those_that_the_config_asks_for(lab, tiny, tmp_path):
+    assert lab.seeds == range(2)
+    with pytest.raises(UserError, match=r"config\.study\.seeds=0 must be 1 or more"):
+        _ = Lab(tiny({"study.seeds": "0"}), str(tmp_path), str(tmp_path)).seeds
+
+
+def test_a_claim_is_written_with_its_figures(lab):
+    record(lab, "a", [3.0, 4.0, 5.0])
+    record(lab, "b", [1.0, 2.5, 3.0])
+    assert lab.claim("a beats b", "score", "a", "b", margin=0.5) is True
+    assert lab.claim("b is lower than 2", "score", "b", np.float32(2), lower=True) is False
+    first, second = read(lab)["claims"]
+    assert list(first)[:2] == ["text", "holds"]
+    error = np.std([2.0, 1.5, 2.0], ddof=1) / math.sqrt(3)
+    assert first == {
+        "text": "a beats b", "holds": True, "metric": "score", "better": "a", "than": "b",
+        "lower": False, "margin": 0.5, "value": 4.0, "against": pytest.approx(6.5 / 3),
+        "difference": pytest.approx(5.5 / 3), "spread": pytest.approx(error), "seeds": 3,
+    }  # fmt: skip
+    assert (second["than"], second["against"], second["lower"]) == (2.0, 2.0, True)
+    assert second["difference"] == pytest.approx(6.5 / 3 - 2)
 
 
 def test_what_was_not_recorded_is_no_evidence(lab):
@@ -89,44 +112,164 @@ def test_what_is_not_finite_supports_nothing(lab, a, b):
     assert written["claims"][0]["difference"] is None
 
 
-def test_a_study_trains_once_what_its_arms_share(lab, tiny, tmp_path, monkeypatch):
-    trained = []
-    fit = module.Run.train
+def test_directories_say_what_is_learnt(lab, stub):
+    def where(changes, seed=0, stage=None):
+        run = lab.train(f"{changes}{stage}", changes, seed, stage)
+        return str(Path(run.workdir).relative_to(lab.workdir))
 
-    def train(run, name):
-        trained.append((run.workdir, name, run.is_finished(name)))
-        fit(run, name)
+    assert where({}) == where({"sample.noise": "0.3", "report.bias": "2.0"}) == "base-seed0"
+    assert where({}, 3) == "base-seed3"
+    # What is the setting already is no change.
+    assert where({"method.noise": "0.1"}) == "base-seed0"
+    assert where({}, 1, "second") == "second/base-seed1"
+    both = {"method.noise": "0.5", "train.first.duration": "3 steps"}
+    assert where(both) == "method.noise=0.5,train.first.duration=3_steps-seed0"
+    assert where(dict(reversed(both.items()))) == where(both)
+    odd = where({"method.poison": "a/b:c"})
+    assert odd.startswith("method.poison=a_b_c-") and odd.endswith("-seed0")
+    assert odd != where({"method.poison": "a_b_c"})
+    names = [where({"method.poison": "x" * 200 + end}) for end in "yz"]
+    assert len(set(names)) == 2 and max(map(len, names)) < 130
 
-    monkeypatch.setattr(module.Run, "train", train)
-    registry.load(lab.config.slug).study(lab.config, lab)
-    work = str(tmp_path / "work" / "base-seed0")
-    # The arms differ in what training does not see; the second finds all of it trained.
-    assert trained == [(work, name, done) for done in (False, True) for name in ("first", "second")]
-    assert lab.values("noisy", "spread") == {0: 0.5, 1: 0.5}
-    assert lab.values("quiet", "spread") == {0: 0.0, 1: 0.0}
+
+def test_an_arm_is_one_thing(lab, stub):
+    lab.train("a", {"method.noise": "0.5"})
+    lab.train("a", {"method.noise": "0.5"}, seed=1)
+    with pytest.raises(ValueError, match=r"arm 'a' was \(None, {'method.noise': '0.5'}\) before"):
+        lab.train("a", {"method.noise": "0.6"})
+    with pytest.raises(ValueError, match="arm 'a' was"):
+        lab.train("a", {"method.noise": "0.5"}, stage="first")
+    with pytest.raises(ValueError, match="seed is an argument of its own"):
+        lab.train("b", {"seed": "1"})
+    assert read(lab)["arms"] == {"a": {"method.noise": "0.5"}}
+
+
+def test_mistakes_name_the_arm_and_the_seed(lab, stub):
+    with pytest.raises(UserError, match=r"^arm 'a', seed 3: config\.method\.nois is not a key"):
+        lab.check("a", {"method.nois": "1"}, 3)
+    with pytest.raises(UserError, match=r"^arm 'b', seed 0: --stage=thrd is no stage"):
+        lab.train("b", {}, stage="thrd")
+    other = r"^arm 'c', seed 0: config\.train\.first\.ema is none of stage 'second'"
+    with pytest.raises(UserError, match=other):
+        lab.train("c", {"train.first.ema": "0.5"}, stage="second")
+    shape = (
+        r"^arm 'd', seed 0: stage 'first' is taken from .*/base-seed0, but params/kernel is "
+        r"float32\[16, 10\] there and float32\[64, 10\] here; train all stages of this arm$"
+    )
+    with pytest.raises(UserError, match=shape):
+        lab.train("d", {"data.size": "8"}, stage="second")
+
+
+def test_a_base_on_another_mesh_is_refused(lab, tmp_path):
+    base = types.SimpleNamespace(mesh=types.SimpleNamespace(shape={"data": 2}), workdir="elsewhere")
+    with pytest.raises(UserError, match=r"^mesh {'data': 1, .*} is not that of elsewhere, {'data'"):
+        Run(lab.config, str(tmp_path), base=base, stage="second")
+
+
+def test_a_loss_that_is_not_finite_ends_the_study_in_one_line(lab, trained):
+    changes = {"method.poison": "loss", "method.at": "2"}
+    with pytest.raises(UserError) as caught:
+        lab.train("broken", changes, seed=1, stage="first")
+    text = str(caught.value)
+    assert text.startswith("arm 'broken', seed 1: the loss of stage 'first' is nan at step 2;")
+    assert "\n" not in text
+
+
+def test_arms_of_one_stage_share_the_others(lab, trained):
+    a = lab.train("a", {"train.second.ema": "0.5"}, seed=1, stage="second")
+    b = lab.train("b", {"train.second.ema": "0.0"}, seed=2, stage="second")
+    names = ["second/train.second.ema=0.5-seed1", "second/train.second.ema=0.0-seed2"]
+    assert trained == [("base-seed0", "first"), *((name, "second") for name in names)]
+    assert (a.config.seed, a.base.config.seed, a.own) == (1, 0, ["second"])
+    assert a.base is b.base
+    alone = Run(lab.config, str(Path(lab.workdir, "base-seed0")))
+    expected = jax.tree.leaves(alone.variables("first"))
+    found = jax.tree.leaves(a.given("second")["first"])
+    assert all(np.array_equal(x, y) for x, y in zip(expected, found, strict=True))
+    kernels = [run.variables("second")["params"]["kernel"] for run in (a, b)]
+    assert not np.array_equal(*kernels)
+    # All of it is found again, and the arm without changes has the base's first stage.
+    del trained[:]
+    lab = again(lab)
+    lab.train("a", {"train.second.ema": "0.5"}, seed=1, stage="second")
+    lab.train("whole")
+    assert trained == [("base-seed0", "second")]
+    entries = [
+        entry
+        for name in ("base-seed0", names[0])
+        for entry in json.loads(Path(lab.workdir, name, "results.json").read_text())[
+            "stages"
+        ].values()
+    ]
+    lab.record("a", "score", 1.0)
+    assert len(entries) == 3
+    assert read(lab)["seconds"] == pytest.approx(sum(e["seconds"] for e in entries), abs=0.11)
+
+
+def test_what_is_measured_once_is_not_measured_again(lab, stub, tiny, capsys):
+    calls = []
+
+    def measure(lab, arm, changes=None, seed=0, figure=None):
+        def function():
+            calls.append((arm, seed))
+            if figure:
+                lab.figure(figure, np.full((4, 5, 3), len(calls), np.uint8))
+            return {"score": len(calls), "other": math.inf}
+
+        lab.train(arm, changes, seed)
+        return lab.measure(arm, seed, function)
+
+    assert measure(lab, "a") == {"score": 1.0, "other": math.inf}
+    measure(lab, "a", seed=1, figure="drawn")
+    assert lab.values("a", "score") == {0: 1.0, 1: 2.0}
+    assert capsys.readouterr().err.startswith("a, seed 0: measured in 0.")
+    later = again(lab)
+    assert measure(later, "a") == {"score": 1.0, "other": math.inf}
+    measure(later, "a", seed=1, figure="drawn")
+    assert capsys.readouterr().err == "a, seed 0: measured before\na, seed 1: measured before\n"
+    assert calls == [("a", 0), ("a", 1)]
+    # The figure of a measurement that is skipped is there all the same.
+    first, second = read(lab), read(later)
+    assert first == second and first["figures"] == ["drawn"] and first["seeds"] == [0, 1]
+    with Image.open(Path(lab.results, "tiny-drawn.png")) as image:
+        assert np.array_equal(np.asarray(image), np.full((4, 5, 3), 2, np.uint8))
+    # More seeds change nothing in one of them; any other setting, and a lost figure, do.
+    measure(Lab(tiny({**QUICK, "study.seeds": "9"}), lab.workdir, lab.results), "a")
+    assert len(calls) == 2
+    measure(again(lab), "a", {"sample.noise": "0.3"})
+    measure(Lab(tiny({**QUICK, "report.bias": "1"}), lab.workdir, lab.results), "a")
+    assert len(calls) == 4
+    Path(lab.workdir, "figures", "drawn.png").unlink()
+    measure(again(lab), "a", seed=1, figure="drawn")
+    assert len(calls) == 5
+
+
+def test_a_changed_experiment_is_measured_anew(lab, stub):
+    values = iter([1.0, 2.0])
+    lab.measure("a", 0, lambda: {"score": next(values)})
+    later = again(lab)
+    later._source += "\n# changed"
+    assert later.measure("a", 0, lambda: {"score": next(values)}) == {"score": 2.0}
+
+
+def test_a_measurement_that_fails_keeps_the_others(lab, stub):
+    lab.measure("a", 0, lambda: {"score": 1.0})
+    with pytest.raises(ZeroDivisionError):
+        lab.measure("a", 1, lambda: {"score": 1 / 0})
+    assert again(lab).measure("a", 0, lambda: pytest.fail("again")) == {"score": 1.0}
+
+
+def test_what_is_written_names_no_machine(lab, tmp_path):
+    record(lab, "a", [1.0])
     path = lab.write()
     assert path == str(tmp_path / "results" / "tiny.json")
-    written = read(lab)
-    assert [claim["holds"] for claim in written["claims"]] == [True]
-    assert len(written["records"]) == 4 and written["config"]["method.noise"] == 0.1
-    assert written["environment"]["devices"]
-
-
-def test_arms_that_learn_differently_are_trained_apart(lab, tmp_path):
-    loud = lab.train("loud", {"method.noise": "0.5", "train.second.duration": "2 steps"})
-    assert loud.workdir == str(tmp_path / "work" / "loud-seed0")
-    assert (loud.config.method.noise, loud.is_finished("second")) == (0.5, True)
-    other = lab.train("loud", {"method.noise": "0.5", "train.second.duration": "2 steps"}, seed=1)
-    assert other.workdir == str(tmp_path / "work" / "loud-seed1")
-    assert other.config.seed == 1
-    kernels = [run.variables("second")["params"]["kernel"] for run in (loud, other)]
-    assert not np.array_equal(*kernels)
-
-
-def test_figures_are_written_beside_the_numbers(lab, tmp_path):
-    picture = np.zeros((3, 5, 3), np.uint8)
-    picture[1, 2] = 7, 8, 9
-    lab.figure("samples", picture)
-    lab.write()
-    with Image.open(tmp_path / "results" / "tiny-samples.png") as image:
-        assert np.array_equal(np.asarray(image), picture)
+    text = Path(path).read_text()
+    written = json.loads(text)
+    assert (written["slug"], written["variant"]) == ("tiny", "small")
+    assert written["config"]["slug"] == "tiny" and written["config"]["method.noise"] == 0.1
+    assert written["environment"]["devices"].endswith("(cpu)")
+    assert "command" not in written["environment"]
+    for secret in (str(tmp_path), str(Path(__file__).parent), str(Path.home()), "pytest"):
+        assert secret not in text
+    with Image.open(tmp_path / "results" / "tiny.png") as image:
+        assert image.format == "PNG" and min(image.size) > 200

@@ -11,6 +11,7 @@ from bigr_jax.errors import UserError
 from bigr_jax.losses.bits import (
     BitObjective,
     balance_weights,
+    bound,
     draw,
     masked_mean,
     transcoder_loss,
@@ -64,13 +65,13 @@ def oracle(logits, bits, x_t, t, mask, objective):
                 flipped = objective.target == "flip" and x_t[token][k] == 1
                 p_x0 = 1 - p_one if flipped else p_one
                 args = bits[token][k], p_x0, int(x_t[token][k]), t[token]
-                value += objective.aux * bound(*args)
+                value += objective.aux * cross_entropy(*args)
             total += mask[token] * value
             count += mask[token]
     return total / count
 
 
-def bound(x_0, p_x0, x_t, t):
+def cross_entropy(x_0, p_x0, x_t, t):
     """Cross entropy between q(x_{t-1} | x_t, x_0) with the true and with the predicted x_0."""
 
     def earlier(p):
@@ -206,7 +207,7 @@ def test_draw_for_direct_prediction():
     [
         (
             {"target": "flips"},
-            r"objective.target='flips' is not known \(did you mean 'flip'\?\); legal: flip",
+            r"target='flips' is not known \(did you mean 'flip'\?\); legal: flip",
         ),
         ({"loss": "wbce"}, r"objective.loss='wbce' is not known.*legal: weighted, focal, bce"),
         ({"gamma": -1.0}, "objective.gamma=-1.0: legal: 0 and more"),
@@ -222,3 +223,50 @@ def test_mistakes_are_named(fields, message):
 def test_draw_names_an_unknown_target():
     with pytest.raises(UserError, match="target='noise' is not known"):
         draw(jax.random.key(0), jnp.zeros((1, 2)), SCHEDULE, "noise")
+
+
+def transition(p_x0, x_t, t):
+    """The model's p(x_{t-1} = 1 | x_t), from its P(x_0 = 1), which is the last of them itself."""
+    if t == 1:
+        return p_x0
+    prior = np.array([1 - p_x0, p_x0]) @ chain(0, t - 1)
+    joint = prior * chain(t - 1, t)[:, x_t]
+    return joint[1] / joint.sum()
+
+
+@pytest.mark.parametrize("target", ["flip", "z0"])
+@pytest.mark.parametrize("x_0", [0, 1])
+def test_bound_is_the_divergence_of_all_steps_and_above_the_code_length(target, x_0):
+    # Every time and every noisy bit once, weighted by how often they are drawn.
+    logits = np.random.default_rng(3).normal(size=(TOTAL + 1, 2))
+    t, x_t = np.indices((TOTAL + 1, 2)).reshape(2, -1)[:, 2:]
+    ours = bound(
+        jnp.asarray(logits[t, x_t])[:, None], jnp.full((len(t), 1), x_0), x_t[:, None], t,
+        SCHEDULE, target,
+    )  # fmt: skip
+    p_one = sigmoid(logits)
+    if target == "flip":
+        p_one[:, 1] = 1 - p_one[:, 1]
+    seen = np.array([chain(0, time)[x_0, bit] for time, bit in zip(t, x_t, strict=True)])
+    estimate = (np.asarray(ours)[:, 0] * seen / TOTAL).sum()
+    wanted, likelihood = 0.0, np.full(2, 0.5)
+    for time in range(TOTAL, 0, -1):
+        step = np.zeros((2, 2))
+        for bit in (0, 1):
+            p = transition(p_one[time, bit], bit, time)
+            step[bit] = 1 - p, p
+            q = transition(x_0, bit, time)
+            q = np.array([1 - q, q])
+            ratio = np.where(q > 0, q / step[bit], 1)
+            wanted += chain(0, time)[x_0, bit] * (q * np.log2(ratio)).sum()
+        likelihood = likelihood @ step
+    np.testing.assert_allclose(estimate, wanted, rtol=1e-5)
+    assert wanted >= -np.log2(likelihood[x_0])
+
+
+def test_bound_of_a_single_time_is_the_code_length():
+    once = make_schedule("linear", 1)
+    logits, bits = jnp.array([[-3.0, 0.0, 2.0]]), jnp.array([[0.0, 1.0, 1.0]])
+    found = bound(logits, bits, 1 - bits, jnp.ones((1,), jnp.int32), once, "direct")
+    p = sigmoid(np.array([-3.0, 0.0, 2.0]))
+    np.testing.assert_allclose(found[0], -np.log2([1 - p[0], p[1], p[2]]), rtol=1e-6)

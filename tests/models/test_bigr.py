@@ -225,6 +225,29 @@ def test_low_precision_products(variables, batch):
     assert 0 < abs(logits - exact).max() < 0.05 * abs(exact).max()
 
 
+def test_pooled_features_are_means_over_tokens(variables, batch):
+    every = features_all(variables, batch["bits"], np.full(3, NULL))
+    actual = call("pooled")(variables, batch["bits"])
+    assert actual.shape == (3, 2, 16)
+    np.testing.assert_allclose(actual, every.mean(axis=2).swapaxes(0, 1), atol=1e-5)
+
+
+def test_a_causal_model_predicts_a_token_from_those_before_it(variables, batch):
+    model = MODEL.clone(mixer="causal_attention", parent=None)
+    assert model.causal and not MODEL.causal
+    run = jax.jit(lambda bits, c, mask: model.apply(variables, bits, c, mask, method="hidden"))
+    c = condition(variables, batch["labels"])
+    plain = run(batch["bits"], c, batch["mask"])
+    np.testing.assert_array_equal(plain, run(batch["bits"], c, ~batch["mask"]))
+    for token in range(6):
+        bits = batch["bits"].copy()
+        bits[:, token] = 1 - bits[:, token]
+        change = abs(run(bits, c, batch["mask"]) - plain).max(axis=(0, 2))
+        assert not change[: token + 1].any()
+        assert (change[token + 1 :] > 1e-4).all()
+    assert abs(run(batch["bits"], c[::-1], batch["mask"]) - plain)[0, 0].max() > 1e-3
+
+
 @pytest.mark.parametrize(
     "make, text",
     [

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 import jax
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bigr_jax.ops.masking import cosine_count, cosine_mask, random_mask
+from bigr_jax.ops.masking import cosine_count, cosine_mask, random_mask, uniform_mask
 
 LENGTH = 9
 masks = jax.jit(random_mask, static_argnums=(1, 2))
@@ -65,3 +66,17 @@ def test_size_is_drawn_per_row_or_per_batch():
 
 def test_one_token_is_always_masked():
     assert jax.jit(lambda key: cosine_mask(key, 3, 1))(jax.random.key(5)).all()
+
+
+@pytest.mark.parametrize("length", [1, 3])
+def test_every_number_of_masked_tokens_is_equally_likely(length):
+    draws = 6000
+    mask = np.asarray(uniform_mask(jax.random.key(4), draws, length))
+    counts = Counter(mask.sum(axis=1).tolist())
+    assert counts.keys() == set(range(1, length + 1))
+    subsets = Counter(map(bytes, mask))
+    for found, size in ((counts, length), (subsets, None)):
+        for key, number in found.items():
+            ways = 1 if size else math.comb(length, sum(key))
+            share = 1 / length / ways
+            assert abs(number / draws - share) < 5 * np.sqrt(share / draws)

@@ -69,3 +69,13 @@ def test_low_precision_inputs_have_float32_logits():
     wanted = oracle(*(np.asarray(a, np.float32) for a in (query, key, value)))
     assert wanted[0, 0, 0, 0] > 0.6
     np.testing.assert_allclose(actual.astype(jnp.float32), wanted, atol=4e-3)
+
+
+@pytest.mark.parametrize("length", [1, 5])
+def test_causal_tokens_see_none_that_come_after(length):
+    query, key, value = draw(5, 2, length, length)
+    attend = jax.jit(lambda *a: softmax_attention(*a, causal=True))
+    actual = np.asarray(attend(query, key, value))
+    for last in range(length):
+        seen = (query[:, last : last + 1], key[:, : last + 1], value[:, : last + 1])
+        np.testing.assert_allclose(actual[:, last : last + 1], oracle(*seen), atol=2e-6)

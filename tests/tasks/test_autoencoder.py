@@ -11,7 +11,7 @@ from bigr_jax.api import TrainState
 from bigr_jax.losses.perceptual import perceptual
 from bigr_jax.models.binary_autoencoder import BinaryAutoencoder
 from bigr_jax.models.patch_discriminator import PatchDiscriminator
-from bigr_jax.tasks.autoencoder import Adversary, AutoencoderTask
+from bigr_jax.tasks.autoencoder import Adversary, AutoencoderTask, decode, encode
 
 NET = BinaryAutoencoder(
     filters=4, multipliers=(1, 2), blocks=1, attention_resolutions=(), embedding=8, bits=8,
@@ -124,3 +124,17 @@ def test_evaluation_leaves_padding_out_and_draws_no_codes(method, variables, bat
     images = batch["image"][:5].astype(jnp.float32) / 255
     drawn = jnp.clip(NET.apply({"params": variables["params"]["autoencoder"]}, images)[0], 0, 1)
     np.testing.assert_allclose(one["l1"].value / 5, jnp.abs(images - drawn).mean(), rtol=1e-5)
+
+
+def test_codes_go_to_images_and_back_in_raster_order(variables, batch):
+    images = batch["image"] / 255.0
+    codes = jax.jit(lambda v, x: encode(NET, v, x))(variables, images)
+    assert codes.shape == (6, NET.grid**2, NET.bits) and set(np.unique(codes)) <= {0.0, 1.0}
+    drawn = jax.jit(lambda v, x, key: encode(NET, v, x, key))(variables, images, jax.random.key(1))
+    assert not np.array_equal(codes, drawn)
+    back = np.asarray(jax.jit(lambda v, z: decode(NET, v, z))(variables, codes))
+    assert back.shape == images.shape and back.min() >= 0 and back.max() <= 1
+    own = {"params": variables["params"]["autoencoder"]}
+    grid = codes.reshape(6, NET.grid, NET.grid, NET.bits)
+    plain = jax.jit(lambda v, z: NET.apply(v, z, method="decode"))(own, grid)
+    np.testing.assert_allclose(back, np.clip(plain, 0, 1), atol=1e-6)

@@ -1,0 +1,65 @@
+"""`bigr report`: the tables of what was proved."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from absl import flags
+
+from bigr_jax.cli.command import Arguments, Command
+
+
+def define(values: flags.FlagValues) -> None:
+    """Declares --results and --experiments."""
+    flags.DEFINE_string(
+        "results", "results", "folder that `bigr prove` filled; default results", flag_values=values
+    )
+    flags.DEFINE_string(
+        "experiments",
+        "experiments",
+        "folder of the experiments, whose README.md gets the table; default experiments",
+        flag_values=values,
+    )
+
+
+def run(arguments: Arguments) -> None:
+    """Writes both tables and prints where they are."""
+    for path, text in written(arguments.flags.results, arguments.flags.experiments).items():
+        from bigr_jax import files
+
+        files.write_text(path, text)
+        print(path)
+
+
+def written(results: str, experiments: str) -> dict[str, str]:
+    """Returns {path: text} of the tables of a folder of results and a folder of experiments.
+
+    Raises UserError where one of them is missing.
+    """
+    from bigr_jax import registry
+    from bigr_jax.errors import UserError
+    from bigr_jax.lab import tables
+
+    for flag, folder in (("results", results), ("experiments", experiments)):
+        if not os.path.isdir(folder):
+            raise UserError(f"--{flag}={folder} is no folder")
+    paths = sorted(Path(experiments).glob("[!_]*.py"))
+    cards = {path.stem: registry.describe(str(path)) for path in paths}
+    found, place = tables.read(results), os.path.join(experiments, "README.md")
+    beside = Path(os.path.relpath(results, experiments)).as_posix()
+    table = tables.overview(found, cards.values(), beside)
+    return {
+        os.path.join(results, "README.md"): tables.sections(found, cards),
+        place: tables.inserted(place, table, beside),
+    }
+
+
+COMMAND = Command(
+    name="report",
+    summary="Writes what was proved as tables, for the results and for the experiments.",
+    usage="[--results=DIR] [--experiments=DIR]",
+    example="bigr report",
+    define=define,
+    run=run,
+)
