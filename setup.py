@@ -23,6 +23,7 @@ setup(
         "bigr_jax.configs",
     ],
     package_dir={"bigr_jax.experiments": "experiments", "bigr_jax.configs": "configs"},
+    package_data={"bigr_jax.cli": ["templates/*.txt"]},
     install_requires=[
         "jax>=0.10.2",
         "flax>=0.12.8",

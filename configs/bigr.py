@@ -34,7 +34,7 @@ def get_config(variant: str = "small") -> ConfigDict:
     config.referee = section(enabled=True, widths=(16, 32, 64), augment="shift:2,rotate:10",
                              smoothing=0.1)
     config.report = section(per_class=50, probe=True)
-    config.study = section(seeds=3, duration="800 steps", per_class=50)
+    config.study = section(seeds=3, duration="800 steps", arms=())
     config.train = section(
         tokenizer=stage("900 steps", 32, optimizer="muon", lr=5e-3, ema=0.99),
         referee=stage("400 steps", 64, lr=2e-3, weight_decay=1e-2),
@@ -58,7 +58,7 @@ def _smoke(config: ConfigDict) -> None:
     config.sample.update(iterations=4, denoise_steps=4)
     config.referee.update(widths=(8, 8, 8), augment="")
     config.report.per_class = 2
-    config.study.update(seeds=1, duration="10 steps", per_class=2)
+    config.study.update(seeds=1, duration="10 steps", arms=("BiGR", "random order"))
     short = dict(duration="20 steps", batch_size=16, save="5 steps", log="5 steps", evaluate="50%")
     for name in ("tokenizer", "referee", "generator"):
         config.train[name].update(short)

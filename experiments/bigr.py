@@ -80,9 +80,8 @@ def stages(config: Any) -> dict[str, Method]:
 def study(config: Any, lab: Any) -> None:
     """Trains the arms on one tokenizer and compares them."""
     budget = {"train.generator.duration": config.study.duration}
-    budget["report.per_class"] = str(config.study.per_class)
     for seed in lab.seeds:
-        for arm, changes in ARMS.items():
+        for arm, changes in lab.arms(ARMS).items():
             run = lab.train(arm, {**budget, **changes}, seed, stage="generator")
             found = lab.measure(arm, seed, functools.partial(run.measured, "generator"))
             for name in ("pixels", "codes"):

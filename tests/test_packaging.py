@@ -51,6 +51,8 @@ def test_the_wheel_has_everything(run_python: Any, tmp_path: Path) -> None:
         name if name.startswith("bigr_jax/") else f"bigr_jax/{name}" for name in map(names, SOURCES)
     }
     assert wanted <= held
+    templates = {names(path) for path in (ROOT / "bigr_jax/cli/templates").iterdir()}
+    assert {"bigr_jax/cli/templates/experiment.txt"} < templates <= held
     assert {name.split("/")[0] for name in held} == {"bigr_jax", info}
     assert "License-Expression: Apache-2.0" in meta
     assert "Requires-Python: >=3.11" in meta

@@ -31,7 +31,7 @@ def get_config(variant: str = "small") -> ConfigDict:
     config.method = ConfigDict(dict(noise=0.1, poison="", at=0))
     config.sample = ConfigDict(dict(noise=0.1))
     config.report = ConfigDict(dict(bias=0.0))
-    config.study = ConfigDict(dict(seeds=2))
+    config.study = ConfigDict(dict(seeds=2, arms=()))
     settings: dict[str, Any] = dict(batch_size=8, log="1 steps", evaluate="5 steps", save="4 steps")
     first = stage(duration="12 steps", eval_batch_size=100, lr=1e-2, **settings)
     second = stage(duration="6 steps", eval_batch_size=100, lr=1e-2, ema=0.9, **settings)

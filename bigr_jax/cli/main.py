@@ -20,6 +20,10 @@ COMMANDS = {
     "train": "train an experiment, or go on with it",
     "eval": "measure a trained experiment again",
     "sample": "draw a picture grid from a trained experiment",
+    "prove": "run an experiment's study: arms, seeds, claims, and a picture",
+    "sweep": "train every combination of settings, and compare them",
+    "report": "write the tables of what was proved",
+    "new": "write a new experiment, its config and its test, to start from",
     "data": "the data sets that can be fetched, and fetching one",
     "doctor": "versions, devices, data sets, and what is wrong with them",
 }

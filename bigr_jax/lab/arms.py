@@ -15,8 +15,8 @@ from bigr_jax import config as configs
 from bigr_jax.train.run import FREE
 
 LONGEST = 100
-# The lab reads it itself: more seeds change nothing in what one of them measures.
-COUNTED = ("study.seeds",)
+# The lab reads them itself: more seeds or arms change nothing in what one of them measures.
+COUNTED = ("study.seeds", "study.arms")
 
 
 def changed(config: ConfigDict, changes: Mapping[str, str], seed: int) -> ConfigDict:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from scipy import special
 
 CONFIDENCE = 0.95
+
+Values = dict[str, dict[str, list[float]]]
+Points = dict[str, dict[int, list[float]]]
 
 
 def compare(
@@ -69,6 +72,20 @@ def sentence(claim: Mapping[str, Any]) -> str:
     )
 
 
+def panels(
+    records: Sequence[Mapping[str, Any]], claims: Sequence[Mapping[str, Any]]
+) -> tuple[Values, dict[str, Points]]:
+    """Returns what is worth showing of the records: {metric: {arm: values over seeds}}, those
+    metrics first of which claims speak, and {metric: {arm: {number: values}}} of numbered ones.
+
+    records  {"arm", "metric", "seed", "value"}, value None: not finite
+    Metrics "probe/0", "probe/1" ... are numbered. A metric that no claim speaks of and that is the
+    same in all arms is left out.
+    """
+    single, numbered = _split(_by_metric(records))
+    return _telling(single, {claim["metric"] for claim in claims}), numbered
+
+
 def number(value: float | None) -> str:
     """Returns a measured value with four digits; what JSON has no number for is "not finite"."""
     return "not finite" if value is None or not math.isfinite(value) else f"{value:.4g}"
@@ -79,3 +96,44 @@ def duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def _by_metric(records: Sequence[Mapping[str, Any]]) -> Values:
+    """Returns {metric: {arm: values over seeds}}."""
+    found: Values = {}
+    for record in records:
+        value = math.nan if record["value"] is None else float(record["value"])
+        found.setdefault(record["metric"], {}).setdefault(record["arm"], []).append(value)
+    # One order of the arms in all panels.
+    order = list(dict.fromkeys(record["arm"] for record in records))
+    return {
+        metric: {arm: arms[arm] for arm in order if arm in arms} for metric, arms in found.items()
+    }
+
+
+def _split(panels: Values) -> tuple[Values, dict[str, Points]]:
+    """Returns the metrics with an arm's values, and {metric: {arm: {number: values}}} of those that
+    are numbered.
+    """
+    single: Values = {}
+    numbered: dict[str, Points] = {}
+    for metric, arms in panels.items():
+        name, _, number = metric.rpartition("/")
+        if not (name and number.isdecimal()):
+            single[metric] = arms
+            continue
+        for arm, values in arms.items():
+            numbered.setdefault(name, {}).setdefault(arm, {})[int(number)] = values
+    return single, numbered
+
+
+def _telling(panels: Values, claimed: set[str]) -> Values:
+    """Returns the metrics that are claimed, then those in which arms differ."""
+    ordered = sorted(panels, key=lambda metric: metric not in claimed)
+    found = {}
+    for metric in ordered:
+        arms = panels[metric]
+        alike = len(arms) > 1 and len({tuple(values) for values in arms.values()}) == 1
+        if metric in claimed or not alike:
+            found[metric] = arms
+    return found

@@ -17,7 +17,7 @@ from PIL import Image
 
 from bigr_jax import config as configs
 from bigr_jax import files, pictures, registry
-from bigr_jax.errors import UserError
+from bigr_jax.errors import UserError, one_of
 from bigr_jax.lab import arms, evidence, plots
 from bigr_jax.train.run import Run, environment
 
@@ -37,6 +37,7 @@ class Lab:
     def __init__(self, config: ConfigDict, workdir: str, results: str) -> None:
         self.config, self.workdir, self.results = config, workdir, results
         self._source = Path(registry.describe(config.slug).path).read_text("utf-8")
+        self._left_out: set[str] = set()
         self._arms: dict[str, tuple[str | None, dict[str, str]]] = {}
         self._base: Run | None = None
         self._directories: dict[str, None] = {}
@@ -55,6 +56,18 @@ class Lab:
         if count < 1:
             raise UserError(f"config.study.seeds={count} must be 1 or more")
         return range(count)
+
+    def arms(self, known: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, str]]:
+        """Returns those of a study's arms, {name: changes}, that `study.arms` names; () names all.
+
+        Claims about the others are not stated. Raises UserError for a name that is none of them.
+        """
+        wanted = configs.Audited(self.config).study.arms
+        for name in wanted:
+            if name not in known:
+                raise one_of("config.study.arms", name, known)
+        self._left_out = set(known) - set(wanted or known)
+        return {name: dict(known[name]) for name in known if name not in self._left_out}
 
     def train(
         self,
@@ -163,9 +176,11 @@ class Lab:
         It holds when the mean of the differences, paired by seed, is better than the margin with
         one-sided confidence of 95 % by Student's t over the seeds: mean - t * standard error >
         margin. Of a single pair the difference alone counts. A value that is not finite supports
-        nothing.
+        nothing. About an arm that was left out, see `arms`, nothing is stated.
         Raises KeyError where nothing was recorded, or no seed of both.
         """
+        if self._left_out & {better, than}:
+            return False
         values = self.values(better, metric)
         against = (
             self.values(than, metric)

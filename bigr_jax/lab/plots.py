@@ -14,6 +14,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import blended_transform_factory
 
+from bigr_jax.lab import evidence
 from bigr_jax.lab.evidence import number, sentence
 
 # The colours of Okabe and Ito, which colour-blind readers tell apart.
@@ -24,9 +25,6 @@ COLUMNS = 3
 # Inches: a panel's width, an arm's row, a panel's title and axis, a line of a claim.
 PANEL, ROW, FRAME, LINE = 3.3, 0.34, 0.85, 0.2
 LABEL = 34
-
-Values = dict[str, dict[str, list[float]]]
-Points = dict[str, dict[int, list[float]]]
 
 
 def overview(
@@ -42,8 +40,7 @@ def overview(
     claims   as `Lab.claim` writes them
     Returns uint8 [H, W, 3].
     """
-    panels, curves = _split(_by_metric(records))
-    panels = _telling(panels, {claim["metric"] for claim in claims})
+    panels, curves = evidence.panels(records, claims)
     count = len(panels) + len(curves)
     columns = max(1, min(COLUMNS, count))
     rows = math.ceil(count / columns)
@@ -101,48 +98,7 @@ def lines(
     return _drawn(figure)
 
 
-def _by_metric(records: Sequence[Mapping[str, Any]]) -> Values:
-    """Returns {metric: {arm: values over seeds}}."""
-    found: Values = {}
-    for record in records:
-        value = math.nan if record["value"] is None else float(record["value"])
-        found.setdefault(record["metric"], {}).setdefault(record["arm"], []).append(value)
-    # One order of the arms in all panels.
-    order = list(dict.fromkeys(record["arm"] for record in records))
-    return {
-        metric: {arm: arms[arm] for arm in order if arm in arms} for metric, arms in found.items()
-    }
-
-
-def _split(panels: Values) -> tuple[Values, dict[str, Points]]:
-    """Returns the metrics with an arm's values, and {metric: {arm: {number: values}}} of those that
-    are numbered.
-    """
-    single: Values = {}
-    numbered: dict[str, Points] = {}
-    for metric, arms in panels.items():
-        name, _, number = metric.rpartition("/")
-        if not (name and number.isdecimal()):
-            single[metric] = arms
-            continue
-        for arm, values in arms.items():
-            numbered.setdefault(name, {}).setdefault(arm, {})[int(number)] = values
-    return single, numbered
-
-
-def _telling(panels: Values, claimed: set[str]) -> Values:
-    """Returns the metrics that are claimed, then those in which arms differ."""
-    ordered = sorted(panels, key=lambda metric: metric not in claimed)
-    found = {}
-    for metric in ordered:
-        arms = panels[metric]
-        alike = len(arms) > 1 and len({tuple(values) for values in arms.values()}) == 1
-        if metric in claimed or not alike:
-            found[metric] = arms
-    return found
-
-
-def _curves(axes: Axes, metric: str, points: Points, names: Mapping[str, str]) -> None:
+def _curves(axes: Axes, metric: str, points: evidence.Points, names: Mapping[str, str]) -> None:
     order = list(names)
     for arm, values in points.items():
         colour = COLOURS[order.index(arm) % len(COLOURS)] if arm in names else COLOURS[-1]

@@ -7,12 +7,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bigr_jax import files
 from bigr_jax.errors import UserError
-from bigr_jax.lab.evidence import duration, number, sentence
+from bigr_jax.lab.evidence import duration, number, panels, sentence
 from bigr_jax.registry import Card
 
 HEAD = ("method", "the paper's claim", "our figure", "holds", "command", "time")
+NEEDED = {"slug", "claims", "records", "seconds"}
 BEGIN, END = "<!-- bigr report: begin -->", "<!-- bigr report: end -->"
 INTRODUCTION = f"""# Experiments
 
@@ -41,7 +44,7 @@ def read(folder: str) -> dict[str, Any]:
             content = files.read_json(path)
         except ValueError as error:
             raise UserError(f"{path} is not JSON: {error}") from None
-        if not isinstance(content, dict) or not {"slug", "claims", "seconds"} <= content.keys():
+        if not isinstance(content, dict) or not content.keys() >= NEEDED:
             raise UserError(f"{path} is not what `bigr prove` writes")
         found[path.stem] = content
     return found
@@ -89,6 +92,7 @@ def _section(slug: str, found: Found, card: Card | None) -> str:
     for claim in found["claims"]:
         said = "holds" if claim["holds"] else "does not hold"
         lines.append(f"- **{said}**: {claim['text']}  \n  {sentence(claim)}")
+    lines.append("\n" + _arms(found))
     names = [slug, *(f"{slug}-{name}" for name in found.get("figures", ()))]
     lines.append("\n" + "\n".join(f"![{name}]({name}.png)" for name in names) + "\n")
     versions = ", ".join(f"{name} {value}" for name, value in found["environment"].items())
@@ -96,6 +100,24 @@ def _section(slug: str, found: Found, card: Card | None) -> str:
     lines.append(f"`{_command(found)}`, {duration(found['seconds'])}, seeds {seeds}  ")
     lines.append(f"{versions}\n")
     return "\n".join(lines)
+
+
+def _arms(found: Found) -> str:
+    """Returns a table of the arms: mean ± standard deviation over seeds of every metric."""
+    metrics, _ = panels(found["records"], found["claims"])
+    arms = dict.fromkeys(record["arm"] for record in found["records"])
+    rows = [["arm", *metrics], ["---"] * (1 + len(metrics))]
+    for arm in arms:
+        rows.append([arm, *(_cells(values.get(arm, [])) for values in metrics.values())])
+    return "\n".join("| " + " | ".join(map(_cell, row)) + " |" for row in rows)
+
+
+def _cells(values: Sequence[float]) -> str:
+    if not values:
+        return ""
+    mean = float(np.mean(values))
+    spread = f" ± {np.std(values, ddof=1):.2g}" if len(values) > 1 and np.isfinite(mean) else ""
+    return number(mean) + spread
 
 
 def _row(card: Card, found: Found | None, results: str) -> tuple[str, ...]:

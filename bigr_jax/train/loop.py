@@ -66,6 +66,17 @@ class Plan(NamedTuple):
     profile: tuple[int, int] | None = None
 
 
+class Program(NamedTuple):
+    """A stage's train step, compiled.
+
+    step        (state, batch, root key, given) -> (state, metrics); the state is donated
+    operations  floating-point operations of a step over all devices
+    """
+
+    step: jax.stages.Compiled
+    operations: int
+
+
 def fit(
     plan: Plan,
     mesh: Mesh,
@@ -74,10 +85,12 @@ def fit(
     checkpoints: Checkpoints,
     metrics: Metrics,
     directory: str,
+    program: Program | None = None,
 ) -> TrainState:
     """Trains a stage from its newest checkpoint to its last step and returns the state.
 
     The order within a step is fixed, since resuming depends on it: step, evaluate, save.
+    program  the plan's, where it is compiled already
     Raises Interrupted after SIGINT or SIGTERM, with the state saved; UserError when the loss or the
     gradient is not finite.
     """
@@ -111,13 +124,18 @@ def fit(
         profiler(plan.profile, f"{directory}/{plan.name}/profile") as profile,
     ):
         batch = next(batches)
-        compiled, operations = _compile(plan, state, batch, root, given, status)
+        if program is None:
+            status.compiling("the train step")
+            begin = time.perf_counter()
+            program = compile_step(plan, state, batch, root, given)
+            status.compiled(time.perf_counter() - begin)
         evaluate, log = Evaluator(plan, mesh, given), _Log(plan, metrics, status)
-        status.start(start, plan.batch_size, operations / mesh.size, jax.devices()[0])
+        operations = program.operations / mesh.size
+        status.start(start, plan.batch_size, operations, jax.devices()[0])
         for step in range(start + 1, plan.total + 1):
             profile(step, state)
             with jax.transfer_guard("disallow"):
-                state, now = compiled(state, batch, root, given)
+                state, now = program.step(state, batch, root, given)
             begin = time.perf_counter()
             if step < plan.total and not stop:
                 batch = next(batches)
@@ -144,6 +162,27 @@ def fit(
                 )
     checkpoints.wait()
     return state
+
+
+def trace_step(
+    plan: Plan, state: TrainState, batch: Any, root: Array, given: Given
+) -> jax.stages.Traced:
+    """Returns the train step of a stage, traced for arguments of these shapes and placements.
+
+    batch  as `device_batches` yields it
+    root   the key of the whole stage, on every device of the mesh
+    """
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, plan.abstract)
+    where = next(iter(jax.tree.leaves(shardings))).mesh
+    outputs = (shardings, sharding.replicated(where))
+    step = jax.jit(plan.step, donate_argnums=0, out_shardings=outputs)
+    return step.trace(state, batch, root, given)
+
+
+def compile_step(plan: Plan, state: TrainState, batch: Any, root: Array, given: Given) -> Program:
+    """Returns what `trace_step` returns, compiled; the mesh is current, see `scope`."""
+    traced = trace_step(plan, state, batch, root, given)
+    return Program(traced.lower().compile(), flops.count(traced.jaxpr))
 
 
 class Evaluator:
@@ -252,23 +291,6 @@ def profiler(
     finally:
         if tracing:
             jax.profiler.stop_trace()
-
-
-def _compile(
-    plan: Plan, state: TrainState, batch: Any, root: Array, given: Given, status: Status
-) -> tuple[jax.stages.Compiled, int]:
-    """Returns the compiled step and its floating-point operations over all devices."""
-    status.compiling("the train step")
-    begin = time.perf_counter()
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, plan.abstract)
-    where = next(iter(jax.tree.leaves(shardings))).mesh
-    step = jax.jit(
-        plan.step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(where))
-    )
-    traced = step.trace(state, batch, root, given)
-    compiled = traced.lower().compile()
-    status.compiled(time.perf_counter() - begin)
-    return compiled, flops.count(traced.jaxpr)
 
 
 class _Log:

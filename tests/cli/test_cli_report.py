@@ -40,10 +40,17 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
     experiments.mkdir()
     for slug, title in (("one", "One"), ("two", "Two"), ("__init__", "None")):
         (experiments / f"{slug}.py").write_text(CARD.format(title=title, slug=slug))
+    values = {"a": (0.8, 1.0, None), "b": (0.75, 0.8, 0.85), "none": (0.5,)}
+    records = [
+        {"arm": arm, "metric": "score", "seed": seed, "value": value}
+        for arm, found in values.items()
+        for seed, value in enumerate(found)
+    ]
     content = {
         "slug": "two", "variant": "small", "seeds": [0, 1, 2], "seconds": 250.0,
         "claims": [claim("a beats b", True), claim("a beats c", False, value=None)],
         "environment": {"bigr_jax": "0.1.0", "jax": "0.10.2"}, "figures": ["samples"],
+        "records": records,
     }  # fmt: skip
     (results / "two.json").write_text(json.dumps(content))
     return results, experiments
@@ -73,6 +80,7 @@ def test_both_tables_say_what_was_proved_and_what_was_not(
         "- **does not hold**: a beats c  \n  score not finite against 0.8",
         "Two: what it is (2024, arXiv 2410.14672).",
         "The paper's claim: Better | faster than before.",
+        "| arm | score |\n| --- | --- |\n| a | not finite |\n| b | 0.8 ± 0.05 |\n| none | 0.5 |\n",
         "![two](two.png)\n![two-samples](two-samples.png)",
         "`bigr prove --config=two:small`, 4 min, seeds 0, 1, 2  \nbigr_jax 0.1.0, jax 0.10.2",
     ):

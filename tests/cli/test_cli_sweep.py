@@ -22,9 +22,9 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     train = module.Run.train
 
-    def counted(run: module.Run, name: str) -> None:
+    def counted(run: module.Run, name: str, report: bool) -> None:
         found.append((Path(run.workdir).name, name))
-        train(run, name)
+        train(run, name, report)
 
     monkeypatch.setattr(module.Run, "train", counted)
     return found

@@ -30,9 +30,10 @@ def trained(monkeypatch):
     """Returns the list of (directory's name, stage) of all trainings from here on."""
     found, train = [], module.Run.train
 
-    def counted(run, name):
+    def counted(run, name, report):
+        assert not report, "what an arm has to show is for the study to ask"
         found.append((str(Path(run.workdir)).rpartition("work/")[2], name))
-        train(run, name)
+        train(run, name, report)
 
     monkeypatch.setattr(module.Run, "train", counted)
     return found
@@ -144,6 +145,31 @@ def test_an_arm_is_one_thing(lab, stub):
     assert read(lab)["arms"] == {"a": {"method.noise": "0.5"}}
 
 
+def test_a_study_may_be_asked_for_some_of_its_arms(lab, tiny):
+    known = {"a": {}, "b": {"method.noise": "0.5"}, "c": {"method.noise": "0.0"}}
+    assert lab.arms(known) == known and list(lab.arms(known)) == ["a", "b", "c"]
+
+    def asked(names):
+        return Lab(tiny({"study.arms": names}), lab.workdir, lab.results)
+
+    few = asked("('c', 'a')")
+    # In the study's order, whatever the order asked for.
+    assert list(few.arms(known).items()) == [("a", {}), ("c", {"method.noise": "0.0"})]
+    record(few, "a", [2.0])
+    record(few, "c", [1.0])
+    claims = [("a", "c"), ("a", "b"), ("b", "a"), ("b", 0.0), ("c", 0.0)]
+    assert [few.claim("is better", "score", *pair) for pair in claims] == [
+        True, False, False, False, True,
+    ]  # fmt: skip
+    said = [(claim["better"], claim["than"]) for claim in read(few)["claims"]]
+    assert said == [("a", "c"), ("c", 0.0)]
+    # What no study knows is a mistake in the study, not an arm left out.
+    with pytest.raises(KeyError, match="nothing recorded of metric 'score' for arm 'd'"):
+        few.claim("d is better", "score", "d", "a")
+    with pytest.raises(UserError, match=r"^config\.study\.arms='bb' is not known \(did you mean 'b'"):
+        asked("('a', 'bb')").arms(known)
+
+
 def test_mistakes_name_the_arm_and_the_seed(lab, stub):
     with pytest.raises(UserError, match=r"^arm 'a', seed 3: config\.method\.nois is not a key"):
         lab.check("a", {"method.nois": "1"}, 3)
@@ -233,8 +259,9 @@ def test_what_is_measured_once_is_not_measured_again(lab, stub, tiny, capsys):
     assert first == second and first["figures"] == ["drawn"] and first["seeds"] == [0, 1]
     with Image.open(Path(lab.results, "tiny-drawn.png")) as image:
         assert np.array_equal(np.asarray(image), np.full((4, 5, 3), 2, np.uint8))
-    # More seeds change nothing in one of them; any other setting, and a lost figure, do.
-    measure(Lab(tiny({**QUICK, "study.seeds": "9"}), lab.workdir, lab.results), "a")
+    # More seeds or fewer arms change nothing in one; any other setting, and a lost figure, do.
+    others = {**QUICK, "study.seeds": "9", "study.arms": "('a',)"}
+    measure(Lab(tiny(others), lab.workdir, lab.results), "a")
     assert len(calls) == 2
     measure(again(lab), "a", {"sample.noise": "0.3"})
     measure(Lab(tiny({**QUICK, "report.bias": "1"}), lab.workdir, lab.results), "a")

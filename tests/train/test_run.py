@@ -110,6 +110,34 @@ def test_what_was_trained_but_not_measured_is_measured(workdir, tiny):
     assert (again["test"], again["report"]) == (kept["test"], kept["report"])
 
 
+def test_a_study_trains_for_the_metrics_alone(tiny, tmp_path):
+    run = Run(tiny(), str(tmp_path))
+    run.write_description()
+    for name in ("first", "second"):
+        assert not run.is_measured(name)
+        run.train(name, report=False)
+        assert run.is_measured(name)
+    stages = read(tmp_path, "results.json")["stages"]
+    assert [entry.keys() for entry in stages.values()] == [{"step", "seconds", "test"}] * 2
+    assert not list(tmp_path.glob("*.png"))
+    # What it has to show is shown when asked for.
+    run.measure("second")
+    assert read(tmp_path, "results.json")["stages"]["second"]["report"]
+    assert (tmp_path / "samples.png").exists()
+
+
+def test_all_numbers_of_a_stage_are_those_of_the_test_split_and_of_its_report(workdir, tiny):
+    run = Run(tiny({"sample.noise": "0.3"}), workdir)
+    test = read(workdir, "results.json")["stages"]["second"]["test"]
+    shown = run.report("second", 0).metrics
+    assert run.measured("second") == {**test, **shown} and shown["spread"] == 0.3
+    assert run.measured("first") == run.evaluate("first")
+    # Of two with one name, both are kept.
+    method = run.methods["second"]
+    run.methods["second"] = method._replace(report=lambda *given: runs.Report({"loss": 7.0}, {}))
+    assert run.measured("second") == {**test, "report.loss": 7.0}
+
+
 def test_stages_one_by_one_are_the_same(finished, tiny, saved, tmp_path):
     text = refused(tiny(), tmp_path, stage="second")
     assert text.startswith(f"stage 'first' is at step 0 of 12 in {tmp_path}; train it first: ")
