@@ -37,10 +37,10 @@ def test_published_variant_builds(variant, images, tmp_path):
         assert getattr(task.net, name) == getattr(published()[generator], name), name
     for name in ("filters", "multipliers", "blocks", "attention_resolutions", "embedding", "bits"):
         assert getattr(task.tokenizer, name) == getattr(published()[tokenizer], name), name
-    plan, _ = run._plans["generator"]
+    plan = run.plan("generator")
     assert plan.batch_size == batch
     assert plan.total == -(-400 * run.config.data.examples // batch)
-    assert run._plans["tokenizer"][0].total == 1_000_000
+    assert run.plan("tokenizer").total == 1_000_000
     leaves = jax.tree.leaves(plan.abstract.variables)
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
 

@@ -44,7 +44,7 @@ class Plan(NamedTuple):
     total, log_every, eval_every, save_every   in steps; 0 = never
     optimizer  its name: schedule-free ones are measured at their own average
     best       whether the best evaluation is looked for: each is then saved
-    create     () -> the initial TrainState
+    create     (given) -> the initial TrainState
     abstract   TrainState of shapes and placements, for restoring
     profile    (first, last) step to trace, or None
     """
@@ -61,7 +61,7 @@ class Plan(NamedTuple):
     save_every: int
     optimizer: str
     best: bool
-    create: Callable[[], TrainState]
+    create: Callable[[Given], TrainState]
     abstract: TrainState
     profile: tuple[int, int] | None = None
 
@@ -96,7 +96,7 @@ def fit(
     """
     # 1. the newest good checkpoint of this work directory; 2. a fresh state
     if checkpoints.latest() is None:
-        state = plan.create()
+        state = plan.create(given)
     else:
         state, _ = checkpoints.restore(plan.abstract)
     start = int(state.step)

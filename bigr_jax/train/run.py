@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 import bigr_jax
 from bigr_jax import config as configs
 from bigr_jax import durations, files, pictures, registry
-from bigr_jax.api import Method, Report
+from bigr_jax.api import Given, Method, Report, TrainState
 from bigr_jax.data import Source, open_source
 from bigr_jax.errors import UserError, nearest, one_of
 from bigr_jax.generate.batched import sample_in_batches
@@ -67,7 +67,7 @@ class Run:
         self._variables: dict[str, Any] = {}
         self._plans: dict[str, tuple[Plan, Any]] = {}
         for name in self.methods:
-            self._plans[name] = self._plan(name)
+            self._plans[name] = self._planned(name)
         _ = dict(view.logging.items()), view.variant
         # A stage that is switched off leaves its section behind.
         off = (f"train.{name}" for name in self.config.train if name not in self.methods)
@@ -125,12 +125,20 @@ class Run:
         ]
         files.write_text(os.path.join(self.workdir, "params.txt"), "\n\n".join(text) + "\n")
 
+    def plan(self, name: str) -> Plan:
+        """Returns all that training a stage needs."""
+        return self._plans[name][0]
+
+    def boxed(self, name: str) -> Any:
+        """Returns the shapes of a stage's variables in linen's boxes, which name the axes."""
+        return self._plans[name][1]
+
     def train(self, name: str, report: bool = True) -> None:
         """Trains a stage from where it stands and measures it; leaves alone one that is done.
 
         report  whether what the method has to show belongs to that, or its test metrics alone
         """
-        plan, _ = self._plans[name]
+        plan = self.plan(name)
         if self.is_measured(name):
             print(f"{name}: already trained to step {plan.total}", file=sys.stderr)
             return
@@ -149,7 +157,7 @@ class Run:
         """Evaluates a finished stage on the test split and writes its results and, with `report`,
         what the method has to show.
         """
-        plan, _ = self._plans[name]
+        plan = self.plan(name)
         # What is missing is said first.
         _ = self.given(name), self.variables(name)
         print(f"{name}: measuring what was trained", file=sys.stderr)
@@ -172,7 +180,7 @@ class Run:
     def evaluate(self, name: str) -> dict[str, float]:
         """Returns the metrics of a finished stage over the test split."""
         given, variables = self.given(name), self.variables(name)
-        return Evaluator(self._plans[name][0], self.mesh, given)(variables, self.sources["test"])
+        return Evaluator(self.plan(name), self.mesh, given)(variables, self.sources["test"])
 
     def measured(self, name: str) -> dict[str, float]:
         """Returns all numbers of a finished stage under this run's settings: its metrics over the
@@ -219,7 +227,7 @@ class Run:
         if self.base is not None and name not in self.own:
             return self.base.variables(name)
         if name not in self._variables:
-            plan, _ = self._plans[name]
+            plan = self.plan(name)
             if not self.is_finished(name):
                 raise UserError(
                     f"stage {name!r} is at step {self.step_of(name)} of {plan.total} in "
@@ -235,11 +243,11 @@ class Run:
     def is_measured(self, name: str) -> bool:
         """Whether a stage has been trained to its end and what it gave has been written."""
         entry = self.results()["stages"].get(name, {})
-        return bool(entry.get("step") == self._plans[name][0].total)
+        return bool(entry.get("step") == self.plan(name).total)
 
     def is_finished(self, name: str) -> bool:
         """Whether a stage has been trained to its end."""
-        return self.step_of(name) >= self._plans[name][0].total
+        return self.step_of(name) >= self.plan(name).total
 
     def step_of(self, name: str) -> int:
         """Returns the step of a stage's newest checkpoint, 0 without one."""
@@ -252,7 +260,7 @@ class Run:
         directory = os.path.join(os.path.abspath(self.workdir), name, "checkpoints")
         return Checkpoints(directory, keep=section.keep, best=section.best or None)
 
-    def _plan(self, name: str) -> tuple[Plan, Any]:
+    def _planned(self, name: str) -> tuple[Plan, Any]:
         method, section = self.methods[name], getattr(self._view.train, name)
         source, key = self.sources["train"], f"train.{name}"
         size = section.batch_size
@@ -269,7 +277,7 @@ class Run:
         # The last evaluation batch is padded anyway, so that any number of rows will do.
         eval_size = -(-section.eval_batch_size // rows) * rows
         batch = state.batch_spec(source, size)
-        given = {need: self._plans[need][0].abstract.variables for need in method.needs}
+        given = {need: self.plan(need).abstract.variables for need in method.needs}
         boxed = state.abstract_variables(method, batch, given)
         make = method.optimizer or optimizers.make
         tx, schedule = make(section.optimizer, total, boxed["params"], resolve, f"{key}.optimizer")
@@ -301,10 +309,10 @@ class Run:
         )
         return plan, boxed
 
-    def _create(self, name: str, tx: Any, abstract: Any, batch: Any) -> Any:
+    def _create(self, name: str, tx: Any, abstract: Any, batch: Any, given: Given) -> TrainState:
         key = jax.device_put(jax.random.key(self.config.seed), sharding.replicated(self.mesh))
         with scope(self.mesh):
-            return state.create(self.methods[name], tx, abstract, key, batch, self.given(name))
+            return state.create(self.methods[name], tx, abstract, key, batch, given)
 
     def _check_base(self, base: Run) -> None:
         if base.mesh != self.mesh:
@@ -314,7 +322,7 @@ class Run:
             )
         for name in {need: None for own in self.own for need in self.needs(own)}:
             mine, theirs = (
-                manifest.leaves(run._plans[name][0].abstract.variables) for run in (self, base)
+                manifest.leaves(run.plan(name).abstract.variables) for run in (self, base)
             )
             for path in sorted(mine.keys() | theirs.keys()):
                 if mine.get(path) != theirs.get(path):

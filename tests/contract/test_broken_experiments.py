@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import checks
+import observed
 import pytest
 
 # What is wrong with a text alone is looked for in texts alone.
@@ -126,7 +127,7 @@ def refs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         checks.golden(str(path)).write_text(SHAPES, "utf-8")
         found[name] = str(path)
     trained = [found[name] for name in found if name == "intact" or is_trained(DEFECTS[name])]
-    checks.start_second(trained)
+    observed.start_second(trained)
     return found
 
 
@@ -142,7 +143,7 @@ def noticed(ref: str, names: Iterable[str] = checks.CHECKS) -> dict[str, str]:
             checks.CHECKS[name](ref)
         except AssertionError as error:
             found[name] = str(error)
-        except checks.NotTrained:
+        except observed.NotTrained:
             pass
     return found
 

@@ -64,5 +64,5 @@ def test_networks_with_other_weights_share_one_program() -> None:
     assert plain[0] != plain[1], "weights are no constants any more: nothing needs hoisting"
     for run, seed in ((one, 0), (other, 1)):
         found, expected = run(images), reader(seed)(images)
-        assert jax.tree.structure(found) == jax.tree.structure(expected)
+        # It refuses trees of other structure.
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found, expected)

@@ -54,13 +54,14 @@ def observed(workdir: Path, mesh: dict[str, str]) -> dict[str, Any]:
     changes = {f"mesh.{axis}": size for axis, size in mesh.items()}
     config = configs.load("bigr:smoke", {**changes, "referee.enabled": "false"})
     run, found = Run(config, str(workdir)), {"start": {}, "parted": {}, "constraints": {}}
-    lower = jax.stages.Traced.lower
+    lower, trained = jax.stages.Traced.lower, {}
     with pytest.MonkeyPatch.context() as patch, Metrics(workdir) as metrics:
         for stage in STAGES:
-            plan, _ = run._plans[stage]
+            plan = run.plan(stage)
+            given = {need: trained[need] for need in plan.method.needs}
 
-            def create(plan: Any = plan, stage: str = stage) -> Any:
-                state = plan.create()
+            def create(given: Any, plan: Any = plan, stage: str = stage) -> Any:
+                state = plan.create(given)
                 params = jax.tree.leaves(state.variables["params"])
                 arrays = [np.asarray(leaf).tobytes() for leaf in params]
                 found["start"][stage] = hashlib.sha256(b"".join(arrays)).hexdigest()
@@ -76,9 +77,8 @@ def observed(workdir: Path, mesh: dict[str, str]) -> dict[str, Any]:
             # Not by the config: the rates of 20 steps, and with them the compiled program, stay.
             short = plan._replace(create=create, total=STEPS, log_every=1, eval_every=0)
             checkpoints: Any = Nowhere()
-            given = run.given(stage)
             state = fit(short, run.mesh, run.sources, given, checkpoints, metrics, str(workdir))
-            run._variables[stage] = eval_variables(state, plan.optimizer)
+            trained[stage] = eval_variables(state, plan.optimizer)
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return {"rows": rows, **found}
 
@@ -89,7 +89,7 @@ def batch_sizes(workdir: Path) -> dict[str, Any]:
     try:
         Run(configs.load(TINY, {"train.first.batch_size": "12"}), str(workdir))
     except UserError as error:
-        return {"eval": uneven._plans["first"][0].eval_batch_size, "train": str(error)}
+        return {"eval": uneven.plan("first").eval_batch_size, "train": str(error)}
     return {}
 
 

@@ -218,7 +218,7 @@ def test_evaluation_is_the_mean_over_every_example(straight, tiny, size):
     params = jax.tree.map(lambda leaf: np.asarray(leaf, "f8"), dict(variables["params"]))
     logits = x @ params["kernel"] + params["bias"]
     losses = np.log(np.exp(logits).sum(-1)) - logits[np.arange(len(x)), batch["label"]]
-    plan, _ = run._plans["first"]
+    plan = run.plan("first")
     found = Evaluator(plan._replace(eval_batch_size=size), run.mesh, {})(variables, test)
     np.testing.assert_allclose(found["loss"], losses.mean(), rtol=1e-6)
     assert found["index"] == 179  # of 0 to 358

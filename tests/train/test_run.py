@@ -269,7 +269,7 @@ def test_contradictions_are_told_before_anything_is_trained(tiny, tmp_path, chan
 def test_grey_data_may_be_asked_for_in_colour(tiny, tmp_path):
     run = Run(tiny({"data.channels": "3", "data.num_classes": "10"}), str(tmp_path))
     assert run.config.data.channels == 3
-    assert run._plans["first"][0].abstract.variables["params"]["kernel"].shape == (48, 10)
+    assert run.plan("first").abstract.variables["params"]["kernel"].shape == (48, 10)
 
 
 def test_a_file_in_the_way(tiny, tmp_path):
@@ -296,7 +296,7 @@ def test_micro_batches_change_nothing_but_memory(tiny, tmp_path):
 
 def test_an_average_is_what_is_measured_and_drawn_with(finished, tiny):
     run = Run(tiny(), str(finished))
-    plan, _ = run._plans["second"]
+    plan = run.plan("second")
     with run.checkpoints("second") as checkpoints:
         state, meta = checkpoints.restore(plan.abstract)
     assert meta == {"step": 6, "examples": 48}
@@ -309,7 +309,7 @@ def test_a_later_stage_gets_the_average_of_schedule_free(tiny, tmp_path):
     config = tiny({f"train.first.optimizer.{name}": value for name, value in sets.items()})
     runs.train(config, str(tmp_path))
     run = Run(config, str(tmp_path))
-    plan, _ = run._plans["first"]
+    plan = run.plan("first")
     with run.checkpoints("first") as checkpoints:
         state, _ = checkpoints.restore(plan.abstract)
     kept = runs.state.eval_variables(state, "schedule_free")["params"]
@@ -327,7 +327,7 @@ def test_later_stages_get_the_best_checkpoint(tiny, tmp_path):
                 if "test/loss" in r}  # fmt: skip
     assert max(measured, key=measured.__getitem__) == 5
     run = Run(config, str(tmp_path))
-    plan, _ = run._plans["first"]
+    plan = run.plan("first")
     with run.checkpoints("first") as checkpoints:
         assert checkpoints.all_steps() == [5, 12]
         state, _ = checkpoints.restore(plan.abstract, 5)

@@ -22,7 +22,7 @@ def run(tiny, tmp_path):
 
 
 def created(run, stage="first"):
-    return run._plans[stage][0].create()
+    return run.plan(stage).create(run.given(stage))
 
 
 def same_bits(a, b):
@@ -50,7 +50,7 @@ def test_what_is_made_is_what_was_foretold(run, name):
         train__first__optimizer__name=name,
         train__first__optimizer__schedule="constant",
     )
-    abstract, state = made._plans["first"][0].abstract, created(made)
+    abstract, state = made.plan("first").abstract, created(made)
     assert jax.tree.structure(abstract) == jax.tree.structure(state)
     assert int(state.step) == 0
     for told, leaf in zip(jax.tree.leaves(abstract), jax.tree.leaves(state), strict=True):
