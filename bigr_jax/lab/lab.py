@@ -19,7 +19,8 @@ from bigr_jax import config as configs
 from bigr_jax import files, pictures, registry
 from bigr_jax.errors import UserError, one_of
 from bigr_jax.lab import arms, evidence, plots
-from bigr_jax.train.run import Run, environment
+from bigr_jax.train.environment import environment
+from bigr_jax.train.run import Run
 
 Measured = dict[str, Any]
 

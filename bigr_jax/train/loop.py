@@ -104,17 +104,7 @@ def fit(
     if start >= plan.total:
         return state
     root = jax.device_put(jax.random.key(plan.seed), sharding.replicated(mesh))
-    batches = device_batches(
-        train_batches(
-            sources["train"],
-            plan.batch_size,
-            plan.seed,
-            start_step=start,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        ),
-        mesh,
-    )
+    batches = device_batches(_host_batches(plan, sources["train"], start), mesh)
     status = Status(plan.name, plan.total)
     with (
         scope(mesh),
@@ -130,8 +120,8 @@ def fit(
             program = compile_step(plan, state, batch, root, given)
             status.compiled(time.perf_counter() - begin)
         evaluate, log = Evaluator(plan, mesh, given), _Log(plan, metrics, status)
-        operations = program.operations / mesh.size
-        status.start(start, plan.batch_size, operations, jax.devices()[0])
+        each = program.operations / mesh.size
+        status.start(start, plan.batch_size, each, jax.devices()[0])
         for step in range(start + 1, plan.total + 1):
             profile(step, state)
             with jax.transfer_guard("disallow"):
@@ -162,6 +152,17 @@ def fit(
                 )
     checkpoints.wait()
     return state
+
+
+def _host_batches(plan: Plan, source: Source, start: int) -> Iterator[HostBatch]:
+    return train_batches(
+        source,
+        plan.batch_size,
+        plan.seed,
+        start_step=start,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
 
 
 def trace_step(

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import functools
 import os
-import platform
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from typing import Any
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-import bigr_jax
 from bigr_jax import config as configs
 from bigr_jax import durations, files, pictures, registry
 from bigr_jax.api import Given, Method, Report, TrainState
@@ -24,11 +21,11 @@ from bigr_jax.errors import UserError, nearest, one_of
 from bigr_jax.generate.batched import sample_in_batches
 from bigr_jax.train import manifest, optimizers, overview, sharding, state
 from bigr_jax.train.checkpoints import Checkpoints
+from bigr_jax.train.environment import environment
 from bigr_jax.train.loop import Evaluator, Plan, fit, scope
 from bigr_jax.train.step import make_step
 from bigr_jax.train.writer import Metrics
 
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "chex", "numpy")
 # What may differ between two runs in one work directory without changing what is learnt.
 FREE = ("mesh.", "sharding", "sample.", "report.", "study.", "logging.")
 # Keys that `fill` writes; an experiment need not ask for them.
@@ -433,19 +430,6 @@ def fill(section: ConfigDict, source: Source) -> None:
                 "0 takes what is there"
             )
         section[name] = value
-
-
-def environment() -> dict[str, Any]:
-    """Returns versions and devices, for env.json."""
-    devices = jax.devices()
-    return {
-        "bigr_jax": bigr_jax.__version__,
-        "python": platform.python_version(),
-        **{name: metadata.version(name) for name in PACKAGES},
-        "devices": f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})",
-        "processes": jax.process_count(),
-        "command": sys.argv,
-    }
 
 
 def _saved(workdir: str) -> ConfigDict:
