@@ -146,6 +146,11 @@ class Checkpoints:
         self._last = found
         return state, self._record(found)["meta"]
 
+    def meta(self) -> dict[str, Any]:
+        """Returns the meta of the newest step, {} without one."""
+        step = self.latest()
+        return {} if step is None else self._record(step)["meta"]
+
     def wait(self) -> None:
         """Returns when the last save is on disk; raises UserError if it failed."""
         self._settle()

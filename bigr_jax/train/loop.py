@@ -95,10 +95,12 @@ def fit(
     gradient is not finite.
     """
     # 1. the newest good checkpoint of this work directory; 2. a fresh state
+    begun, spent = time.perf_counter(), 0.0
     if checkpoints.latest() is None:
         state = plan.create(given)
     else:
-        state, _ = checkpoints.restore(plan.abstract)
+        state, meta = checkpoints.restore(plan.abstract)
+        spent = meta.get("seconds", 0.0)
     start = int(state.step)
     metrics.rewind(plan.name, start)
     if start >= plan.total:
@@ -141,7 +143,8 @@ def fit(
             stopped = bool(stop)
             if last or stopped or _due(step, plan.save_every) or (plan.best and latest):
                 log.flush()
-                meta = {"step": step, "examples": step * plan.batch_size}
+                seconds = round(spent + time.perf_counter() - begun, 1)
+                meta = {"step": step, "examples": step * plan.batch_size, "seconds": seconds}
                 checkpoints.save(step, state, meta, latest)
             if stopped:
                 checkpoints.wait()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -139,14 +138,15 @@ class Run:
         if self.is_measured(name):
             print(f"{name}: already trained to step {plan.total}", file=sys.stderr)
             return
-        given, begin = self.given(name), time.perf_counter()
+        given = self.given(name)
         logging = self.config.logging
         with (
             Metrics(self.workdir, tensorboard=logging.tensorboard, wandb=logging.wandb) as metrics,
             self.checkpoints(name) as checkpoints,
         ):
             fit(plan, self.mesh, self.sources, given, checkpoints, metrics, self.workdir)
-        self.measure(name, time.perf_counter() - begin, report)
+            seconds = checkpoints.meta().get("seconds")
+        self.measure(name, seconds, report)
 
     def measure(
         self, name: str, seconds: float | None = None, report: bool = True
@@ -160,7 +160,7 @@ class Run:
         print(f"{name}: measuring what was trained", file=sys.stderr)
         entry: dict[str, Any] = {"step": plan.total}
         old = self.results()["stages"].get(name, {})
-        entry["seconds"] = round(seconds, 1) if seconds is not None else old.get("seconds")
+        entry["seconds"] = old.get("seconds") if seconds is None else seconds
         entry["test"] = self.evaluate(name)
         if report and plan.method.report is not None:
             shown = self.report(name, plan.seed)

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 
 import jax
@@ -93,11 +94,17 @@ BREAKS = {
 
 
 @pytest.mark.parametrize("name", BREAKS)
-def test_a_broken_run_goes_on_to_the_same_bits(straight, tiny, saved, on_row, tmp_path, name):
+def test_a_broken_run_goes_on_to_the_same_bits(
+    straight, tiny, saved, on_row, tmp_path, monkeypatch, name
+):
     actions, stage, step, evaluating, raised, on_disk = BREAKS[name]
+    clock, ahead = time.perf_counter, [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock() + ahead[0])
 
     def strike(at_stage, at_step, values):
         if (at_stage, at_step, "test/loss" in values) == (stage, step, evaluating):
+            # An hour that only the first leg has.
+            ahead[0] += 3600
             for action in actions:
                 action()
 
@@ -122,6 +129,9 @@ def test_a_broken_run_goes_on_to_the_same_bits(straight, tiny, saved, on_row, tm
         for path, leaf in expected.items():
             assert leaf.tobytes() == found[path].tobytes(), path
     assert rows(tmp_path) == rows(straight)
+    spent = json.loads((tmp_path / "results.json").read_text())["stages"][stage]["seconds"]
+    # What was done after the last save before a crash is done again, and counted once.
+    assert (spent > 3600) == (raised is Interrupted)
 
 
 def test_every_step_is_logged_once_in_order(straight):
