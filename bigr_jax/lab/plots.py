@@ -106,7 +106,9 @@ def _curves(axes: Axes, metric: str, points: evidence.Points, names: Mapping[str
         axes.plot(x, [np.mean(values[i]) for i in x], "o-", color=colour, ms=3.5, lw=1.2, label=arm)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_title(f"{metric}/0, {metric}/1 ...: means", loc="left", fontsize=10, color=INK)
-    axes.legend(fontsize=6.5, frameon=False, loc="best", ncols=2)
+    # Room above the curves for what they are called.
+    axes.margins(y=0.35)
+    axes.legend(fontsize=6.5, frameon=False, loc="upper left", ncols=2)
     _clean(axes, grid="both")
 
 
