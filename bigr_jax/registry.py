@@ -102,7 +102,7 @@ def config_path(ref: str) -> str:
 def locate(kind: str, ref: str) -> Path:
     """Returns the file of `kind` ("experiments", "configs") that `ref` names, a path or a slug.
 
-    A slug is looked for in the installed package, then beside it, as in a checkout.
+    A slug is looked for beside the package in a checkout, else in the installed package.
     Raises UserError when there is no such file, naming the nearest.
     """
     if ref.endswith(".py") or os.sep in ref:
@@ -136,10 +136,12 @@ def run_file(path: str | Path) -> types.ModuleType:
 
 
 def _folders(kind: str) -> list[Path]:
+    # A checkout's own, also where another checkout is the one that is installed.
+    root = Path(__file__).resolve().parents[1]
+    if (root / "setup.py").is_file() and (root / kind).is_dir():
+        return [root / kind]
     spec = importlib.util.find_spec(f"bigr_jax.{kind}")
-    if spec is not None and spec.submodule_search_locations:
-        return [Path(place) for place in spec.submodule_search_locations]
-    return [Path(__file__).resolve().parents[1] / kind]
+    return [Path(place) for place in (spec and spec.submodule_search_locations) or ()]
 
 
 def _slugs(kind: str) -> list[str]:

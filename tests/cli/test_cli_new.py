@@ -39,7 +39,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory, run_python: Any) -> Path:
     for name in ("bigr_jax", "experiments", "configs", "tests/contract"):
         unwanted = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / name, folder / name, ignore=unwanted)
-    for name in ("tests/conftest.py", "pyproject.toml"):
+    for name in ("tests/conftest.py", "pyproject.toml", "setup.py"):
         shutil.copy(ROOT / name, folder / name)
     done = in_checkout(run_python, folder, "-m", "bigr_jax", "new", "a_b")
     shapes = "wrote tests/contract/a_b.txt"
