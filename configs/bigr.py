@@ -58,7 +58,7 @@ def _smoke(config: ConfigDict) -> None:
     config.sample.update(iterations=4, denoise_steps=4)
     config.referee.update(widths=(8, 8, 8), augment="")
     config.report.per_class = 2
-    config.study.update(seeds=1, duration="10 steps", arms=("BiGR", "random order"))
+    config.study.update(seeds=1, duration="20 steps", arms=("BiGR",))
     short = dict(duration="20 steps", batch_size=16, save="5 steps", log="5 steps", evaluate="50%")
     for name in ("tokenizer", "referee", "generator"):
         config.train[name].update(short)
