@@ -18,7 +18,10 @@ from bigr_jax.lab.lab import Lab
 
 CLOSING = {"(": ")", "[": "]", "{": "}"}
 # Words in the names of metrics whose lower value is the better one.
-LOWER = ("loss", "error", "fid", "frechet", "kernel", "distance", "nll", "perplexity", "bits", "mse", "rank")
+LOWER = (
+    *("loss", "error", "distance", "frechet", "kernel", "fid", "mse"),
+    *("nll", "perplexity", "bits", "rank"),
+)
 
 
 class Sweep(NamedTuple):
