@@ -36,8 +36,9 @@ def precision_recall(generated: np.ndarray, real: np.ndarray, k: int = 3) -> dic
 def _share_inside(points: np.ndarray, centres: np.ndarray, k: int) -> float:
     radii, inside = _radii(centres, k), 0
     for start in range(0, len(points), _BLOCK):
-        inside += (_squares(points[start : start + _BLOCK], centres) <= radii).any(axis=1).sum()
-    return float(inside / len(points))
+        near = _squares(points[start : start + _BLOCK], centres) <= radii
+        inside += int(near.any(axis=1).sum())
+    return inside / len(points)
 
 
 def _radii(x: np.ndarray, k: int) -> np.ndarray:
