@@ -96,7 +96,8 @@ def check_variants(ref: str) -> None:
     variants = registry.run_file(registry.config_path(ref)).VARIANTS
     assert {"smoke", "small"} <= set(variants), f"smoke and small are wanted, found {variants}"
     for variant in variants:
-        assert configs.load(f"{ref}:{variant}").variant == variant
+        found = configs.load(f"{ref}:{variant}").variant
+        assert found == variant, f"{ref}:{variant} calls itself {found!r}"
 
 
 def check_shapes(ref: str) -> None:

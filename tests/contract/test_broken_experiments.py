@@ -37,6 +37,12 @@ DEFECTS = {
     "no such flag": Defect("bigr train --", "bigr train --at=1 --", ("docstring",), "not parse"),
     "no such variant": Defect(":small\n", ":large\n", ("docstring",), "does not parse"),
     "too long": Defect("\nVARIANTS =", "\n" * 120 + "VARIANTS =", ("files",), "more than 200"),
+    "one for another": Defect(
+        "base(__file__, variant)",
+        'base(__file__, "smoke")',
+        ("variants",),
+        ":small calls itself 'smoke'",
+    ),
     "another width": Defect("Net(config.", "Net(2 + config.", ("shapes",), "[12]"),
     "descent seen, ascent done": Defect(
         "return value, Aux",
