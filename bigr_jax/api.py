@@ -82,6 +82,8 @@ class Method(NamedTuple):
               mutable)` is the trainer's clip, optimizer and EMA
     report    (variables, key, data, given) -> Report, measured once on the finished stage; `data`
               maps a split ("train", "test") to its source
+    model     what the stage trains, for more than training: its fields are what `bigr_jax.load`,
+              `bigr edit` and `bigr convert` work with; of the last, `parts`, see `interop.stages`
     """
 
     init: Callable[..., Variables]
@@ -92,3 +94,4 @@ class Method(NamedTuple):
     optimizer: Callable[..., optax.GradientTransformation] | None = None
     step: Callable[..., tuple[TrainState, Mapping[str, Array]]] | None = None
     report: Callable[..., Report] | None = None
+    model: Any = None

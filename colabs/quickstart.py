@@ -28,12 +28,12 @@ import os
 from PIL import Image
 
 from bigr_jax import config
-from bigr_jax.train import run
+from bigr_jax.train import commands
 
 variant = "smoke" if os.environ.get("BIGR_SMOKE") else "small"
 workdir = os.environ.get("BIGR_WORKDIR", f"runs/colab-{variant}")
 settings = config.load(f"bigr:{variant}")
-run.train(settings, workdir)
+commands.train(settings, workdir)
 
 # %% [markdown]
 # What the tokenizer keeps of an image, and what the generator draws, a row per class:
@@ -49,5 +49,5 @@ Image.open(f"{workdir}/samples.png")
 # variety, and more mistakes.
 
 # %%
-path = run.sample(workdir, None, [3, 5], 8, seed=1, overrides={"sample.cfg_scale": "1.0"})
+path = commands.sample(workdir, None, [3, 5], 8, seed=1, overrides={"sample.cfg_scale": "1.0"})
 Image.open(path)

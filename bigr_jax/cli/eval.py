@@ -21,9 +21,9 @@ def run(arguments: Arguments) -> None:
     """Measures the finished stages and prints what results.json then holds."""
     workdir = required_workdir(arguments)
     cache_compilations()
-    from bigr_jax.train import run
+    from bigr_jax.train import commands
 
-    rows = list(leaves(run.evaluate(workdir, arguments.flags.stage)))
+    rows = list(leaves(commands.evaluate(workdir, arguments.flags.stage)))
     width = max((len(name) for name, _ in rows), default=0)
     for name, value in rows:
         text = f"{value:.6g}" if isinstance(value, float) else str(value)

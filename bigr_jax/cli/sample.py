@@ -31,9 +31,10 @@ def run(arguments: Arguments) -> None:
     workdir, given = required_workdir(arguments), arguments.flags
     labels = class_numbers(given.classes)
     cache_compilations()
-    from bigr_jax.train import run
+    from bigr_jax.train import commands
 
-    print(run.sample(workdir, given.out, labels, given.per_class, given.seed, arguments.overrides))
+    how = (labels, given.per_class, given.seed, arguments.overrides)
+    print(commands.sample(workdir, given.out, *how))
 
 
 def class_numbers(text: str) -> list[int] | None:

@@ -19,6 +19,12 @@ def define(values: flags.FlagValues) -> None:
         "stage", None, "train this stage only; default all, in order", flag_values=values
     )
     flags.DEFINE_string(
+        "base",
+        None,
+        "another work directory: what --stage builds on is taken from there",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
         "profile", None, "first and last step to trace for a profiler, 10:13", flag_values=values
     )
 
@@ -29,15 +35,19 @@ def run(arguments: Arguments) -> None:
     name = f"{Path(config.slug).stem}-{config.variant}"
     workdir = arguments.flags.workdir or os.path.join("runs", name)
     cache_compilations()
-    from bigr_jax.train import run
+    from bigr_jax.train import commands
 
-    run.train(config, workdir, arguments.flags.stage, arguments.flags.profile)
+    given = arguments.flags
+    commands.train(config, workdir, given.stage, given.profile, given.base)
 
 
 COMMAND = Command(
     name="train",
     summary="Trains the stages of an experiment; run again, it goes on where it stopped.",
-    usage="--config=NAME:VARIANT [--config.KEY=VALUE ...] [--workdir=DIR] [--stage=STAGE]",
+    usage=(
+        "--config=NAME:VARIANT [--config.KEY=VALUE ...] [--workdir=DIR] "
+        "[--stage=STAGE [--base=DIR]]"
+    ),
     example="bigr train --config=bigr:small --config.model.depth=4 --workdir=runs/deep",
     define=define,
     run=run,

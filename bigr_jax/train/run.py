@@ -1,15 +1,14 @@
-"""An experiment in a work directory: what `bigr train`, `bigr eval` and `bigr sample` do."""
+"""An experiment in a work directory: its stages, trained, measured and used."""
 
 from __future__ import annotations
 
 import functools
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from bigr_jax import config as configs
@@ -17,19 +16,19 @@ from bigr_jax import durations, files, pictures, registry
 from bigr_jax.api import Given, Method, Report, TrainState
 from bigr_jax.data import Source, open_source
 from bigr_jax.errors import UserError, nearest, one_of
-from bigr_jax.generate.batched import sample_in_batches
 from bigr_jax.train import manifest, optimizers, overview, sharding, state
+from bigr_jax.train import workdir as directories
 from bigr_jax.train.checkpoints import Checkpoints
 from bigr_jax.train.environment import environment
 from bigr_jax.train.loop import Evaluator, Plan, fit, scope
 from bigr_jax.train.step import make_step
+from bigr_jax.train.workdir import Base
 from bigr_jax.train.writer import Metrics
 
 # What may differ between two runs in one work directory without changing what is learnt.
 FREE = ("mesh.", "sharding", "sample.", "report.", "study.", "logging.")
 # Keys that `fill` writes; an experiment need not ask for them.
 FILLED = ("data.channels", "data.num_classes", "data.examples")
-DRAWN_AT_ONCE = 100
 LISTED = 5
 
 
@@ -38,6 +37,7 @@ class Run:
 
     base, stage  another run and the one stage that is this run's own: those that it builds on are
                  taken from `base`, as the ablations of a paper share a tokenizer
+    sources      the data, by split; None: those that the config names
 
     Raises UserError for a mistake in the config, unread keys, absent data, a work directory of
     another config, or a base whose stages are not what this config builds on.
@@ -50,11 +50,16 @@ class Run:
         profile: tuple[int, int] | None = None,
         base: Run | None = None,
         stage: str | None = None,
+        sources: Mapping[str, Source] | None = None,
     ) -> None:
         self.workdir, self.profile, self.base = workdir, profile, base
         self.config = configs.copy(config)
         view = configs.Audited(self.config)
-        self.sources = {split: open_source(view.data, split) for split in ("train", "test")}
+        if sources is None:
+            sources = {split: open_source(view.data, split) for split in ("train", "test")}
+        else:
+            _ = dict(view.data.items())
+        self.sources = sources
         fill(self.config.data, self.sources["train"])
         self.experiment = registry.load(view.slug)
         self.methods: dict[str, Method] = self.experiment.stages(view)
@@ -102,7 +107,7 @@ class Run:
         return list(self.methods) if stage is None else [stage]
 
     def write_description(self) -> None:
-        """Writes config.json, env.json and params.txt.
+        """Writes what the run is: config.json, data.json, env.json, params.txt, and base.json.
 
         Raises UserError where the work directory cannot be made.
         """
@@ -114,6 +119,9 @@ class Run:
             raise UserError(f"--workdir={self.workdir} cannot be made: {error.strerror}") from None
         configs.save(self.config, os.path.join(self.workdir, "config.json"))
         files.write_json(os.path.join(self.workdir, "env.json"), environment())
+        directories.write_data(self.workdir, self.sources)
+        if self.base is not None:
+            directories.write_base(self.workdir, Base(self.base.workdir, self.own[0]))
         text = [
             f"# {name}\n"
             + overview.table(boxed, jax.tree.map(lambda x: x.sharding, plan.abstract.variables))
@@ -137,6 +145,9 @@ class Run:
         plan = self.plan(name)
         if self.is_measured(name):
             print(f"{name}: already trained to step {plan.total}", file=sys.stderr)
+            return
+        if self.is_adopted(name):
+            print(f"{name}: its weights were given, it is not trained", file=sys.stderr)
             return
         given = self.given(name)
         logging = self.config.logging
@@ -217,25 +228,50 @@ class Run:
         return {need: self.variables(need) for need in self.methods[name].needs}
 
     def variables(self, name: str) -> Any:
-        """Returns the finished variables of a stage from its best or newest checkpoint.
+        """Returns the finished variables of a stage from its best or newest checkpoint, or those
+        that were given to it.
 
         Raises UserError when the stage has not been trained to its end in this work directory.
         """
         if self.base is not None and name not in self.own:
             return self.base.variables(name)
         if name not in self._variables:
-            plan = self.plan(name)
-            if not self.is_finished(name):
-                raise UserError(
-                    f"stage {name!r} is at step {self.step_of(name)} of {plan.total} in "
-                    f"{self.workdir}; train it first: bigr train --config=... "
-                    f"--workdir={self.workdir} --stage={name}"
-                )
-            with self.checkpoints(name) as checkpoints:
-                finished, _ = checkpoints.restore(plan.abstract, checkpoints.best_step())
-            section = getattr(self.config.train, name)
-            self._variables[name] = state.eval_variables(finished, section.optimizer.name)
+            self._variables[name] = self._read(name)
         return self._variables[name]
+
+    def adopt(self, name: str, variables: Any) -> None:
+        """Writes the variables of a stage that was trained elsewhere, on the host or on devices.
+
+        Raises UserError where they are not those of this config, and where the stage has been
+        trained here.
+        """
+        if self.step_of(name):
+            raise UserError(
+                f"stage {name!r} of {self.workdir} has been trained to step {self.step_of(name)}; "
+                "give another --workdir"
+            )
+        wanted = manifest.leaves(self.plan(name).abstract.variables)
+        if wrong := manifest.differences(manifest.leaves(variables), wanted):
+            raise UserError(f"these are not the weights of stage {name!r}: {wrong}")
+        with self._weights(name) as weights:
+            weights.save(0, variables, {})
+        self._variables.pop(name, None)
+
+    def _read(self, name: str) -> Any:
+        plan = self.plan(name)
+        if self.is_adopted(name):
+            with self._weights(name) as weights:
+                return weights.restore(plan.abstract.variables)[0]
+        if not self.is_finished(name):
+            raise UserError(
+                f"stage {name!r} is at step {self.step_of(name)} of {plan.total} in "
+                f"{self.workdir}; train it first: bigr train --config=... "
+                f"--workdir={self.workdir} --stage={name}"
+            )
+        with self.checkpoints(name) as checkpoints:
+            finished, _ = checkpoints.restore(plan.abstract, checkpoints.best_step())
+        section = getattr(self.config.train, name)
+        return state.eval_variables(finished, section.optimizer.name)
 
     def is_measured(self, name: str) -> bool:
         """Whether a stage has been trained to its end and what it gave has been written."""
@@ -243,8 +279,13 @@ class Run:
         return bool(entry.get("step") == self.plan(name).total)
 
     def is_finished(self, name: str) -> bool:
-        """Whether a stage has been trained to its end."""
-        return self.step_of(name) >= self.plan(name).total
+        """Whether a stage has been trained to its end, here or elsewhere."""
+        return self.is_adopted(name) or self.step_of(name) >= self.plan(name).total
+
+    def is_adopted(self, name: str) -> bool:
+        """Whether a stage's variables were given to it, see `adopt`."""
+        with self._weights(name) as weights:
+            return weights.latest() is not None
 
     def step_of(self, name: str) -> int:
         """Returns the step of a stage's newest checkpoint, 0 without one."""
@@ -256,6 +297,9 @@ class Run:
         section = getattr(self.config.train, name)
         directory = os.path.join(os.path.abspath(self.workdir), name, "checkpoints")
         return Checkpoints(directory, keep=section.keep, best=section.best or None)
+
+    def _weights(self, name: str) -> Checkpoints:
+        return Checkpoints(os.path.join(os.path.abspath(self.workdir), name, "weights"), keep=1)
 
     def _planned(self, name: str) -> tuple[Plan, Any]:
         method, section = self.methods[name], getattr(self._view.train, name)
@@ -348,69 +392,20 @@ class Run:
         return rows
 
 
-def train(
-    config: ConfigDict, workdir: str, stage: str | None = None, profile: str | None = None
-) -> None:
-    """Trains every stage of an experiment in order, or one of them, and measures each.
+def opened(workdir: str, overrides: Mapping[str, str] | None = None, data: bool = False) -> Run:
+    """Returns the run of a work directory, to use what was trained there, on its base if any.
 
-    Going on in a work directory continues where it stood. `profile` is "first:last", the steps to
-    trace.
+    overrides  {"sample.cfg_scale": "2.5"}: settings that do not change what was learnt
+    data       opens the data now; else only when they are read, so that they may be absent
+
+    Raises UserError where there is no such work directory.
     """
-    run = Run(config, workdir, _window(profile))
-    names = run.stage_names(stage)
-    run.write_description()
-    for name in names:
-        run.train(name)
-    print(f"done: look into {workdir} ({', '.join(_shown(workdir))})")
-
-
-def evaluate(workdir: str, stage: str | None = None) -> dict[str, Any]:
-    """Measures one stage of a work directory, or all finished ones, again; see results.json."""
-    run = Run(_saved(workdir), workdir)
-    names = run.stage_names(stage)
-    # With none finished, the first says what is missing.
-    for name in [n for n in names if run.is_finished(n)] or names[:1]:
-        run.measure(name)
-    return run.results()
-
-
-def sample(
-    workdir: str,
-    out: str | None,
-    labels: Sequence[int] | None,
-    per_class: int,
-    seed: int,
-    overrides: Mapping[str, str] | None = None,
-) -> str:
-    """Draws a grid, a row per class, from a work directory and returns the path of the PNG.
-
-    overrides  {"sample.cfg_scale": "2.5"}: settings of the config's `sample` section
-    """
-    config = configs.override(_saved(workdir), overrides or {})
-    run = Run(config, workdir)
-    name = next((n for n in reversed(run.methods) if run.methods[n].sample is not None), None)
-    if name is None:
-        raise UserError(f"{config.slug} draws nothing: none of its stages has a sampler")
-    count = run.config.data.num_classes
-    rows = list(range(count)) if labels is None else list(labels)
-    for label in rows:
-        if not 0 <= label < count:
-            raise UserError(f"--classes={label}: classes are 0 to {count - 1}")
-    method, given, variables = run.methods[name], run.given(name), run.variables(name)
-    assert method.sample is not None
-    with scope(run.mesh):
-        images = sample_in_batches(
-            method.sample,
-            variables,
-            jax.random.key(seed),
-            np.repeat(rows, per_class),
-            given,
-            min(DRAWN_AT_ONCE, len(rows) * per_class),
-        )
-    names = [run.sources["train"].info.class_names[label] for label in rows]
-    path = out or os.path.join(workdir, f"samples-seed{seed}.png")
-    pictures.save_png(path, pictures.grid(images, per_class, names=names))
-    return path
+    config = configs.override(directories.saved(workdir), overrides or {})
+    on, base, stage = directories.read_base(workdir), None, None
+    if on is not None:
+        base, stage = opened(on.workdir, directories.mesh_of(config)), on.stage
+    sources = None if data else directories.read_data(workdir, config.data)
+    return Run(config, workdir, base=base, stage=stage, sources=sources)
 
 
 def fill(section: ConfigDict, source: Source) -> None:
@@ -430,26 +425,3 @@ def fill(section: ConfigDict, source: Source) -> None:
                 "0 takes what is there"
             )
         section[name] = value
-
-
-def _saved(workdir: str) -> ConfigDict:
-    path = os.path.join(workdir, "config.json")
-    if not os.path.exists(path):
-        raise UserError(
-            f"--workdir={workdir} is no work directory of `bigr train`: {path} is missing"
-        )
-    return configs.load_json(path)
-
-
-def _window(profile: str | None) -> tuple[int, int] | None:
-    if not profile:
-        return None
-    first, _, last = profile.partition(":")
-    if not (first.isdigit() and last.isdigit() and int(first) <= int(last)):
-        raise UserError(f"--profile={profile} is not FIRST:LAST, two steps, e.g. 10:13")
-    return int(first), int(last)
-
-
-def _shown(workdir: str) -> list[str]:
-    names = sorted(name for name in os.listdir(workdir) if name.endswith(".png"))
-    return [*names, "results.json", "metrics.jsonl"]

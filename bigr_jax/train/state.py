@@ -14,14 +14,13 @@ from jax.sharding import Mesh
 
 from bigr_jax.api import Array, Given, Method, TrainState
 from bigr_jax.data import Source
+from bigr_jax.data.described import spec
 from bigr_jax.train import optimizers, sharding
 
 
 def batch_spec(source: Source, size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns the shapes of a training batch of `size` rows."""
-    shapes = {
-        name: (value.shape[1:], value.dtype) for name, value in source.gather(np.arange(1)).items()
-    }
+    """Returns the shapes of a training batch of `size` rows, see `data.described.spec`."""
+    shapes = dict(spec(source))
     shapes |= {"index": ((), np.dtype(np.int32)), "mask": ((), np.dtype(np.float32))}
     return {
         name: jax.ShapeDtypeStruct((size, *rest), kind) for name, (rest, kind) in shapes.items()

@@ -15,8 +15,7 @@ import pytest
 
 from bigr_jax import registry
 from bigr_jax.errors import UserError
-from bigr_jax.train import loop
-from bigr_jax.train import run as runs
+from bigr_jax.train import commands, loop
 from bigr_jax.train.loop import Evaluator, Interrupted, profiler, stopping
 from bigr_jax.train.run import Run
 from bigr_jax.train.writer import Metrics
@@ -30,7 +29,7 @@ def rows(workdir):
 def straight(tiny, tmp_path_factory):
     """A work directory that nothing disturbed."""
     workdir = tmp_path_factory.mktemp("straight")
-    runs.train(tiny(), str(workdir))
+    commands.train(tiny(), str(workdir))
     return workdir
 
 
@@ -110,7 +109,7 @@ def test_a_broken_run_goes_on_to_the_same_bits(
 
     on_row(strike)
     with pytest.raises(raised) as caught:
-        runs.train(tiny(), str(tmp_path))
+        commands.train(tiny(), str(tmp_path))
     assert type(caught.value) is raised
     with Run(tiny(), str(tmp_path)).checkpoints(stage) as checkpoints:
         assert checkpoints.latest() == on_disk
@@ -122,7 +121,7 @@ def test_a_broken_run_goes_on_to_the_same_bits(
         )
         assert caught.value.signum in (TERM, INT)
     on_row(lambda *_: None)
-    runs.train(tiny(), str(tmp_path))
+    commands.train(tiny(), str(tmp_path))
     for part in ("first", "second"):
         expected, found = saved(straight, part), saved(tmp_path, part)
         assert expected.keys() == found.keys() and len(expected) >= 6
@@ -172,7 +171,7 @@ def test_nothing_is_traced_after_the_first_evaluation(tiny, on_row, tmp_path):
 
     on_row(forbid)
     try:
-        runs.train(tiny(), str(tmp_path), "first")
+        commands.train(tiny(), str(tmp_path), "first")
         jax.config.update("jax_no_tracing", True)
         with pytest.raises(RuntimeError, match="tracing"):
             jax.jit(lambda x: x + len(rows(tmp_path)))(1.0)
@@ -195,14 +194,14 @@ def test_loss_and_evaluation_are_traced_once(tiny, wrapped, tmp_path):
         return method._replace(**{name: counted(name, getattr(method, name)) for name in traces})
 
     wrapped(change)
-    runs.train(tiny(), str(tmp_path), "first")
+    commands.train(tiny(), str(tmp_path), "first")
     assert traces == {"loss": 1, "evaluate": 1}
 
 
 def test_a_transfer_within_the_step_is_refused(tiny, monkeypatch, tmp_path):
     monkeypatch.setattr(loop, "device_batches", lambda batches, mesh: batches)
     with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
-        runs.train(tiny(), str(tmp_path), "first")
+        commands.train(tiny(), str(tmp_path), "first")
 
 
 @pytest.mark.parametrize(("poison", "name"), [("loss", "loss"), ("gradient", "grad_norm")])
@@ -212,7 +211,7 @@ def test_what_is_not_finite_ends_the_run_before_it_is_saved(
 ):
     config = tiny({"method.poison": poison, "method.at": str(at)})
     with pytest.raises(UserError, match=rf"the {name} of stage 'first' is nan at step {at}; "):
-        runs.train(config, str(tmp_path))
+        commands.train(config, str(tmp_path))
     assert Run(config, str(tmp_path)).step_of("first") == intact
     assert [r["step"] for r in rows(tmp_path) if "loss" in r] == list(range(1, at))
 
@@ -255,6 +254,6 @@ def test_the_window_is_traced_wherever_training_begins_and_ends(monkeypatch):
 
 
 def test_a_profile_is_written_also_when_training_ends_first(tiny, tmp_path):
-    runs.train(tiny(), str(tmp_path), "first", profile="11:40")
+    commands.train(tiny(), str(tmp_path), "first", profile="11:40")
     traces = list(tmp_path.glob("first/profile/**/*.xplane.pb"))
     assert len(traces) == 1 and traces[0].stat().st_size > 0

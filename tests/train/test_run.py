@@ -13,6 +13,7 @@ import pytest
 from bigr_jax import config as configs
 from bigr_jax import files
 from bigr_jax.errors import UserError
+from bigr_jax.train import commands
 from bigr_jax.train import run as runs
 from bigr_jax.train.run import Run
 
@@ -23,7 +24,7 @@ TINY = Path(__file__).resolve().parents[1] / "tiny.py"
 def finished(tiny, tmp_path_factory):
     """A work directory in which both stages are trained; copy it to change it."""
     workdir = tmp_path_factory.mktemp("finished")
-    runs.train(tiny(), str(workdir))
+    commands.train(tiny(), str(workdir))
     return workdir
 
 
@@ -55,7 +56,7 @@ def same(a, b):
 
 def refused(config, workdir, **kwargs):
     with pytest.raises(UserError) as caught:
-        runs.train(config, str(workdir), **kwargs)
+        commands.train(config, str(workdir), **kwargs)
     text = str(caught.value)
     assert "\n" not in text
     return text
@@ -93,7 +94,7 @@ def test_the_work_directory_describes_the_run(finished, tiny):
 
 def test_a_finished_run_is_left_alone(workdir, tiny, no_training, capsys):
     before = Path(workdir, "metrics.jsonl").read_bytes(), read(workdir, "results.json")
-    runs.train(tiny(), workdir)
+    commands.train(tiny(), workdir)
     assert (Path(workdir, "metrics.jsonl").read_bytes(), read(workdir, "results.json")) == before
     error = capsys.readouterr().err
     assert error == "first: already trained to step 12\nsecond: already trained to step 6\n"
@@ -104,7 +105,7 @@ def test_what_was_trained_but_not_measured_is_measured(workdir, tiny):
     kept = results["stages"].pop("second")
     files.write_json(Path(workdir, "results.json"), results)
     before = Path(workdir, "metrics.jsonl").read_bytes()
-    runs.train(tiny(), workdir)
+    commands.train(tiny(), workdir)
     assert Path(workdir, "metrics.jsonl").read_bytes() == before
     again = read(workdir, "results.json")["stages"]["second"]
     assert (again["test"], again["report"]) == (kept["test"], kept["report"])
@@ -141,9 +142,9 @@ def test_all_numbers_of_a_stage_are_those_of_the_test_split_and_of_its_report(wo
 def test_stages_one_by_one_are_the_same(finished, tiny, saved, tmp_path):
     text = refused(tiny(), tmp_path, stage="second")
     assert text.startswith(f"stage 'first' is at step 0 of 12 in {tmp_path}; train it first: ")
-    runs.train(tiny(), str(tmp_path), "first")
+    commands.train(tiny(), str(tmp_path), "first")
     assert list(read(tmp_path, "results.json")["stages"]) == ["first"]
-    runs.train(tiny(), str(tmp_path), "second")
+    commands.train(tiny(), str(tmp_path), "second")
     for stage in ("first", "second"):
         expected, found = saved(finished, stage), saved(tmp_path, stage)
         assert expected.keys() == found.keys() and same(expected, found)
@@ -164,28 +165,28 @@ def test_a_window_that_is_none(tiny, tmp_path, window):
 def test_evaluating_again_gives_the_same(workdir, no_training):
     before = read(workdir, "results.json")
     Path(workdir, "samples.png").unlink()
-    assert runs.evaluate(workdir) == before == read(workdir, "results.json")
+    assert commands.evaluate(workdir) == before == read(workdir, "results.json")
     assert Path(workdir, "samples.png").exists()
-    assert runs.evaluate(workdir, "first") == before
+    assert commands.evaluate(workdir, "first") == before
     with pytest.raises(UserError, match=r"--stage=frst is no stage \(did you mean 'first'\?\)"):
-        runs.evaluate(workdir, "frst")
+        commands.evaluate(workdir, "frst")
 
 
 def test_evaluation_passes_over_what_is_not_finished(workdir):
     shutil.rmtree(Path(workdir, "second"))
     Path(workdir, "results.json").unlink()
-    assert list(runs.evaluate(workdir)["stages"]) == ["first"]
+    assert list(commands.evaluate(workdir)["stages"]) == ["first"]
     with pytest.raises(UserError, match="stage 'second' is at step 0 of 6"):
-        runs.evaluate(workdir, "second")
+        commands.evaluate(workdir, "second")
     shutil.rmtree(Path(workdir, "first"))
     with pytest.raises(UserError, match="stage 'first' is at step 0 of 12"):
-        runs.evaluate(workdir)
+        commands.evaluate(workdir)
 
 
 def test_no_work_directory(tmp_path):
     for call in (
-        lambda: runs.evaluate(str(tmp_path)),
-        lambda: runs.sample(str(tmp_path), None, None, 1, 0),
+        lambda: commands.evaluate(str(tmp_path)),
+        lambda: commands.sample(str(tmp_path), None, None, 1, 0),
     ):
         with pytest.raises(UserError, match=r"is no work directory of `bigr train`: .*\.json is m"):
             call()
@@ -205,7 +206,7 @@ def test_another_config_is_refused_by_key(workdir, tiny):
     [{"mesh.data": "1"}, {"sample.noise": "0.3"}, {"report.bias": "1"}, {"study.seeds": "5"}],
 )
 def test_what_training_does_not_see_may_change(workdir, tiny, no_training, changes):
-    runs.train(tiny(changes), workdir)
+    commands.train(tiny(changes), workdir)
     (key,) = changes
     assert configs.flat(configs.load_json(f"{workdir}/config.json"))[key] == float(changes[key])
 
@@ -286,7 +287,7 @@ def test_micro_batches_change_nothing_but_memory(tiny, tmp_path):
     found = []
     for count in ("1", "4"):
         config = tiny({"method.noise": "0.0", "train.first.accumulate": count})
-        runs.train(config, str(tmp_path / count), "first")
+        commands.train(config, str(tmp_path / count), "first")
         found.append(Run(config, str(tmp_path / count)).variables("first"))
     one, four = found
     for name, leaf in one["params"].items():
@@ -308,7 +309,7 @@ def test_an_average_is_what_is_measured_and_drawn_with(finished, tiny):
 def test_a_later_stage_gets_the_average_of_schedule_free(tiny, tmp_path):
     sets = {"name": "schedule_free", "schedule": "constant"}
     config = tiny({f"train.first.optimizer.{name}": value for name, value in sets.items()})
-    runs.train(config, str(tmp_path))
+    commands.train(config, str(tmp_path))
     run = Run(config, str(tmp_path))
     plan = run.plan("first")
     with run.checkpoints("first") as checkpoints:
@@ -323,7 +324,7 @@ def test_later_stages_get_the_best_checkpoint(tiny, tmp_path):
     # The loss falls, so that its highest value, asked for here, is the first one measured; that is
     # between two saves.
     config = tiny({"train.first.best": "loss", "train.first.keep": "1"})
-    runs.train(config, str(tmp_path))
+    commands.train(config, str(tmp_path))
     measured = {r["step"]: r["test/loss"] for r in rows(tmp_path) if r["stage"] == "first"
                 if "test/loss" in r}  # fmt: skip
     assert max(measured, key=measured.__getitem__) == 5
@@ -337,25 +338,25 @@ def test_later_stages_get_the_best_checkpoint(tiny, tmp_path):
 
 
 def test_other_seeds_end_elsewhere(finished, tiny, saved, tmp_path):
-    runs.train(tiny({"seed": "1"}), str(tmp_path), "first")
+    commands.train(tiny({"seed": "1"}), str(tmp_path), "first")
     found, expected = saved(tmp_path, "first"), saved(finished, "first")
     assert found.keys() == expected.keys() and not same(found, expected)
 
 
 def test_drawing(workdir, tiny, tmp_path):
-    one = runs.sample(workdir, None, [3, 5], 2, 0)
+    one = commands.sample(workdir, None, [3, 5], 2, 0)
     assert one == f"{workdir}/samples-seed0.png"
     first = Path(one).read_bytes()
-    assert Path(runs.sample(workdir, None, [3, 5], 2, 0)).read_bytes() == first
-    other = runs.sample(workdir, str(tmp_path / "b.png"), [3, 5], 2, 1)
+    assert Path(commands.sample(workdir, None, [3, 5], 2, 0)).read_bytes() == first
+    other = commands.sample(workdir, str(tmp_path / "b.png"), [3, 5], 2, 1)
     assert Path(other).read_bytes() != first
-    louder = runs.sample(workdir, None, [3, 5], 2, 0, {"sample.noise": "9.0"})
+    louder = commands.sample(workdir, None, [3, 5], 2, 0, {"sample.noise": "9.0"})
     assert Path(louder).read_bytes() != first
     for bad, text in (([10], "--classes=10: classes are 0 to 9"), ([-1], "--classes=-1")):
         with pytest.raises(UserError, match=text):
-            runs.sample(workdir, None, bad, 1, 0)
+            commands.sample(workdir, None, bad, 1, 0)
     with pytest.raises(UserError, match=r"noise was 0\.1, now 0\.2"):
-        runs.sample(workdir, None, None, 1, 0, {"method.noise": "0.2"})
+        commands.sample(workdir, None, None, 1, 0, {"method.noise": "0.2"})
 
 
 def test_a_method_that_draws_nothing(tiny, workdir, monkeypatch):
@@ -369,4 +370,4 @@ def test_a_method_that_draws_nothing(tiny, workdir, monkeypatch):
 
     monkeypatch.setattr(runs.registry, "load", patched)
     with pytest.raises(UserError, match="draws nothing"):
-        runs.sample(workdir, None, None, 1, 0)
+        commands.sample(workdir, None, None, 1, 0)

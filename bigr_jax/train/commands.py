@@ -1,0 +1,107 @@
+"""What `bigr train`, `bigr eval` and `bigr sample` do with a work directory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from bigr_jax import pictures
+from bigr_jax.errors import UserError
+from bigr_jax.generate.batched import sample_in_batches
+from bigr_jax.train.loop import scope
+from bigr_jax.train.run import Run, opened
+from bigr_jax.train.workdir import mesh_of
+
+DRAWN_AT_ONCE = 100
+
+
+def train(
+    config: ConfigDict,
+    workdir: str,
+    stage: str | None = None,
+    profile: str | None = None,
+    base: str | None = None,
+) -> None:
+    """Trains every stage of an experiment in order, or one of them, and measures each.
+
+    Going on in a work directory continues where it stood.
+
+    profile  "first:last", the steps to trace
+    base     another work directory, where the stages that `stage` builds on are found
+    """
+    if base and not stage:
+        raise UserError(f"--base={base} wants the --stage that is trained on those found there")
+    below = opened(base, mesh_of(config)) if base else None
+    run = Run(config, workdir, _window(profile), base=below, stage=stage if base else None)
+    names = run.stage_names(stage)
+    run.write_description()
+    for name in names:
+        run.train(name)
+    print(f"done: look into {workdir} ({', '.join(_shown(workdir))})")
+
+
+def evaluate(workdir: str, stage: str | None = None) -> dict[str, Any]:
+    """Measures one stage of a work directory, or all finished ones, again; see results.json."""
+    run = opened(workdir, data=True)
+    names = run.own if stage is None else run.stage_names(stage)
+    # With none finished, the first says what is missing.
+    for name in [n for n in names if run.is_finished(n)] or names[:1]:
+        run.measure(name)
+    return run.results()
+
+
+def sample(
+    workdir: str,
+    out: str | None,
+    labels: Sequence[int] | None,
+    per_class: int,
+    seed: int,
+    overrides: Mapping[str, str] | None = None,
+) -> str:
+    """Draws a grid, a row per class, from a work directory and returns the path of the PNG.
+
+    overrides  {"sample.cfg_scale": "2.5"}: settings of the config's `sample` section
+    """
+    run = opened(workdir, overrides)
+    name = next((n for n in reversed(run.methods) if run.methods[n].sample is not None), None)
+    if name is None:
+        raise UserError(f"{run.config.slug} draws nothing: none of its stages has a sampler")
+    count = run.config.data.num_classes
+    rows = list(range(count)) if labels is None else list(labels)
+    for label in rows:
+        if not 0 <= label < count:
+            raise UserError(f"--classes={label}: classes are 0 to {count - 1}")
+    method, given, variables = run.methods[name], run.given(name), run.variables(name)
+    assert method.sample is not None
+    with scope(run.mesh):
+        images = sample_in_batches(
+            method.sample,
+            variables,
+            jax.random.key(seed),
+            np.repeat(rows, per_class),
+            given,
+            min(DRAWN_AT_ONCE, len(rows) * per_class),
+        )
+    names = [run.sources["train"].info.class_names[label] for label in rows]
+    path = out or os.path.join(workdir, f"samples-seed{seed}.png")
+    pictures.save_png(path, pictures.grid(images, per_class, names=names))
+    return path
+
+
+def _window(profile: str | None) -> tuple[int, int] | None:
+    if not profile:
+        return None
+    first, _, last = profile.partition(":")
+    if not (first.isdigit() and last.isdigit() and int(first) <= int(last)):
+        raise UserError(f"--profile={profile} is not FIRST:LAST, two steps, e.g. 10:13")
+    return int(first), int(last)
+
+
+def _shown(workdir: str) -> list[str]:
+    names = sorted(name for name in os.listdir(workdir) if name.endswith(".png"))
+    return [*names, "results.json", "metrics.jsonl"]
