@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import numpy as np
 import optax
@@ -62,6 +63,16 @@ class Report(NamedTuple):
     images: Mapping[str, np.ndarray]
 
 
+class Part(NamedTuple):
+    """A network with a published file, and where a stage keeps its variables.
+
+    places  {collection: path of keys in it}, e.g. {"params": ("autoencoder",)}
+    """
+
+    module: nn.Module
+    places: Mapping[str, tuple[str, ...]]
+
+
 Apply = Callable[[TrainState, Any, Mapping[str, Any]], tuple[TrainState, Mapping[str, Array]]]
 
 
@@ -82,8 +93,8 @@ class Method(NamedTuple):
               mutable)` is the trainer's clip, optimizer and EMA
     report    (variables, key, data, given) -> Report, measured once on the finished stage; `data`
               maps a split ("train", "test") to its source
-    model     what the stage trains, for more than training: its fields are what `bigr_jax.load`,
-              `bigr edit` and `bigr convert` work with; of the last, `parts`, see `interop.stages`
+    model     what the stage trains, for more than training: what `bigr_jax.load` works with, and in
+              its field `parts`, [Part], what `bigr convert` reads and writes
     """
 
     init: Callable[..., Variables]

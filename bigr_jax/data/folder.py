@@ -3,35 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from absl import logging
 from PIL import Image
 
 from bigr_jax.data.image import square
-from bigr_jax.data.source import (
-    ArraySource,
-    Info,
-    LazySource,
-    Request,
-    Source,
-    in_threads,
-    with_progress,
-)
+from bigr_jax.data.source import Info, LazySource, Request, Source, in_memory
 from bigr_jax.data.split import held_out
 from bigr_jax.errors import UserError
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 _TEST_FRACTION = 0.1
-_NAMED = 20
 
 
 class _File(NamedTuple):
-    path: Path
+    path: str
     label: int
 
 
@@ -41,20 +29,18 @@ def open_folder(request: Request) -> Source:
     The folder holds class/*.png (or jpg, jpeg, webp, bmp, gif; deeper folders count), or train/ and
     test/ (or val/) that each do. Without a test folder, the tenth of each class whose paths hash
     lowest is the test part. Images are made upright, opaque on white, centre-cropped and scaled.
-    Unreadable images are named in a warning and left out; a source that is decoded lazily checks
-    only the files' headers beforehand. Raises UserError where the layout is another or nothing is
-    left.
+    Raises UserError where the layout is another, and as `LazySource` where images are unreadable.
     """
     root, request = Path(request.argument).expanduser(), request.with_channels(3)
     names, files = _listing(root, request.split)
     info = Info(root.name, len(names), names, request.image_shape, "unknown", str(root))
-    if not request.fits_in_memory(len(files)):
-        files = [file for file, _ in _readable(files, _check_header, root)]
-        return LazySource(files, partial(_read, request=request), info)
-    decode = partial(_decode, size=request.size, channels=request.channels)
-    examples = _readable(files, decode, root)
-    labels = np.asarray([file.label for file, _ in examples], np.int32)
-    return ArraySource(np.stack([image for _, image in examples]), labels, info)
+
+    def decode(file: _File) -> tuple[np.ndarray, int]:
+        with Image.open(file.path) as image:
+            return square(image, request.size, request.channels), file.label
+
+    source = LazySource(files, decode, info, lambda index: files[index].path)
+    return in_memory(source) if request.fits_in_memory(len(files)) else source
 
 
 def _listing(root: Path, split: str) -> tuple[tuple[str, ...], list[_File]]:
@@ -62,7 +48,7 @@ def _listing(root: Path, split: str) -> tuple[tuple[str, ...], list[_File]]:
     held = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
     names, files = _classes(train)
     if train == root or held is None:
-        paths = [file.path.relative_to(train).as_posix() for file in files]
+        paths = [Path(file.path).relative_to(train).as_posix() for file in files]
         test = held_out(np.asarray([file.label for file in files]), paths, _TEST_FRACTION)
         chosen = test if split == "test" else ~test
         files = [file for file, take in zip(files, chosen, strict=True) if take]
@@ -91,47 +77,13 @@ def _classes(folder: Path) -> tuple[tuple[str, ...], list[_File]]:
     return names, files
 
 
-def _images_below(folder: Path) -> list[Path]:
+def _images_below(folder: Path) -> list[str]:
     found = []
     for place, inner, names in os.walk(folder):
         inner[:] = [name for name in inner if name[0] != "."]
-        found += [Path(place, name) for name in names if name[0] != "."]
-    return sorted(path for path in found if path.suffix.lower() in _SUFFIXES)
-
-
-def _check_header(path: Path) -> bool:
-    with Image.open(path):
-        return True
-
-
-def _decode(path: Path, size: int, channels: int) -> np.ndarray:
-    with Image.open(path) as image:
-        return square(image, size, channels)
-
-
-def _read(file: _File, request: Request) -> tuple[np.ndarray, int]:
-    try:
-        return _decode(file.path, request.size, request.channels), file.label
-    except Exception as error:
-        raise UserError(f"{file.path} cannot be read as an image ({error}); delete it") from error
-
-
-def _readable(
-    files: list[_File], attempt: Callable[[Path], Any], root: Path
-) -> list[tuple[_File, Any]]:
-    def guarded(file: _File) -> Any:
-        try:
-            return attempt(file.path)
-        except Exception:  # Pillow's decoders raise many kinds: OSError, SyntaxError, struct.error.
-            return None
-
-    results = in_threads(guarded, files)
-    results = with_progress(results, len(files), f"reading {len(files)} images of {root}")
-    both = list(zip(files, results, strict=True))
-    bad = [str(file.path) for file, result in both if result is None]
-    if len(bad) == len(files):
-        raise UserError(f"none of the {len(files)} images in {root} can be read")
-    if bad:
-        more = f" and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
-        logging.warning("unreadable, left out: %s%s", ", ".join(bad[:_NAMED]), more)
-    return [(file, result) for file, result in both if result is not None]
+        found += [
+            os.path.join(place, name)
+            for name in names
+            if name[0] != "." and name.lower().endswith(_SUFFIXES)
+        ]
+    return sorted(found, key=lambda path: path.split(os.sep))

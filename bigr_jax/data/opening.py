@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from bigr_jax.data.arrays import open_npz
+from bigr_jax.data.codes import open_codes
 from bigr_jax.data.embedded import open_digits, open_fashion_mnist, open_mnist5k
 from bigr_jax.data.folder import open_folder
 from bigr_jax.data.records import open_arrayrecord
@@ -24,6 +25,7 @@ OPENERS: dict[str, Callable[[Request], Source]] = {
     "npz:PATH": open_npz,
     "arrayrecord:GLOB": open_arrayrecord,
     "tfds:NAME": open_tfds,
+    "codes:FOLDER": open_codes,
 }
 
 
@@ -34,7 +36,8 @@ def open_source(section: Any, split: str) -> Source:
              in), `size` (side of the square images in pixels), `channels` (1, 3, or 0 for those of
              the data: 1 where the whole set is known to be grey, else 3); optional:
              `data_dir` (where tensorflow-datasets lie; "" is the environment's TFDS_DATA_DIR) and
-             `ram_limit` (bytes of images above which they are decoded when asked for; 1 GiB)
+             `ram_limit` (bytes above which images, or codes of images, are not held in memory
+             but read when asked for; 1 GiB)
     split    "train" or "test"
 
     Raises UserError where a value is not legal, or the data or a package is missing.

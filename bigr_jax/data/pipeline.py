@@ -7,6 +7,7 @@ s * batch_size + r of one endless sequence, in which each epoch is a permutation
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections import deque
 from collections.abc import Callable, Generator
@@ -19,10 +20,12 @@ from bigr_jax.data.order import Order
 from bigr_jax.data.source import LazySource, Source
 from bigr_jax.errors import UserError
 
-__all__ = ["Batches", "HostBatch", "Order", "eval_batches", "train_batches"]
+__all__ = ["Batches", "HostBatch", "Order", "ahead", "eval_batches", "train_batches"]
 
 HostBatch = dict[str, np.ndarray]
 Batches = Generator[HostBatch, None, None]
+# Threads wait for the disk as well as compute.
+_THREADS = max(16, os.cpu_count() or 1)
 # element numbers of this host, int64 [n] -> example indices [n], mask float32 [n]
 _Plan = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
@@ -35,22 +38,27 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
     prefetch: int = 2,
-    threads: int = 16,
+    threads: int = _THREADS,
 ) -> Batches:
     """Returns the endless iterator of this process's rows of the global batches from start_step on.
 
     A batch is {"image": uint8 [b, H, W, C], "label": int32 [b], "index": int32 [b], "mask": float32
-    ones [b]}, b = batch_size / process_count. `prefetch` batches are made ahead in a background
-    thread (0: none); `threads` decode the examples of a LazySource. What the source raises is
-    raised to the consumer; closing the iterator ends the threads. Raises UserError where batch_size
-    does not divide over the processes.
+    ones [b]}, b = batch_size / process_count; a source of codes gives "codes" in place of the
+    images, and of several copies of an image another one every epoch. `prefetch` batches are made
+    ahead in a background thread (0: none); `threads` decode the examples of a LazySource. What the
+    source raises is raised to the consumer; closing the iterator ends the threads. Raises UserError
+    where batch_size does not divide over the processes.
     """
     rows = _rows(batch_size, process_index, process_count)
-    order = Order(len(source), seed)
+    length, copies = len(source), getattr(source, "copies", 1)
+    order = Order(length, seed)
 
     def plan(elements: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         positions = _positions(elements, rows, process_index, process_count)
-        return order.at(positions), np.ones(len(elements), np.float32)
+        indices = order.at(positions)
+        # In as many epochs as there are copies, every image is seen once in each of them.
+        copy = (positions // length + indices) % copies
+        return indices + length * copy, np.ones(len(elements), np.float32)
 
     steps = range(start_step, sys.maxsize // rows)
     return _batches(source, plan, rows, steps, prefetch, threads)
@@ -62,7 +70,7 @@ def eval_batches(
     process_index: int = 0,
     process_count: int = 1,
     prefetch: int = 2,
-    threads: int = 16,
+    threads: int = _THREADS,
 ) -> Batches:
     """Returns the iterator of this process's rows over all examples once, in order.
 
@@ -100,9 +108,10 @@ def _batches(
 
     def gather(step: int) -> HostBatch:
         indices, mask = plan(np.arange(step * rows, (step + 1) * rows, dtype=np.int64))
-        return {**source.gather(indices), "index": indices.astype(np.int32), "mask": mask}
+        index = (indices % len(source)).astype(np.int32)
+        return {**source.gather(indices), "index": index, "mask": mask}
 
-    return _ahead(gather, steps, prefetch)
+    return ahead(gather, steps, prefetch)
 
 
 def _decoded(
@@ -115,14 +124,15 @@ def _decoded(
         return {"image": image, "label": np.int32(label), "index": index, "mask": mask[0]}
 
     elements = grain.MapDataset.range(steps.start * rows, steps.stop * rows).map(read)
-    ahead = prefetch * rows
-    options = grain.ReadOptions(num_threads=min(threads, ahead), prefetch_buffer_size=ahead)
+    buffer = prefetch * rows
+    options = grain.ReadOptions(num_threads=min(threads, buffer), prefetch_buffer_size=buffer)
     reader = iter(elements.to_iter_dataset(options).batch(rows))
     with contextlib.closing(reader):
-        yield from _ahead(lambda step: next(reader), steps, prefetch)
+        yield from ahead(lambda step: next(reader), steps, prefetch)
 
 
-def _ahead(make: Callable[[int], HostBatch], steps: range, prefetch: int) -> Batches:
+def ahead(make: Callable[[int], HostBatch], steps: range, prefetch: int = 2) -> Batches:
+    """Yields make(step) of every step, in order, `prefetch` of them made ahead in a thread."""
     if prefetch == 0:
         yield from map(make, steps)
         return

@@ -57,7 +57,7 @@ def open_arrayrecord(request: Request) -> Source:
 
     `{split}` in the glob stands for train, or for test, val or validation; without it the files'
     names must hold one of these words. Raises UserError where no file matches or a record is not
-    of this module's form.
+    of this module's form, and as `LazySource` where images are unreadable.
     """
     try:
         from array_record.python import array_record_data_source
@@ -73,17 +73,15 @@ def open_arrayrecord(request: Request) -> Source:
 
     def decode(record: bytes) -> tuple[np.ndarray, int]:
         label, _, encoded = _parse(record, request)
-        try:
-            with Image.open(io.BytesIO(encoded)) as image:
-                return square(image, request.size, request.channels), label
-        except Exception as error:  # Pillow's decoders raise many kinds.
-            raise UserError(f"{request.source}: a record's image is unreadable: {error}") from error
+        with Image.open(io.BytesIO(encoded)) as image:
+            return square(image, request.size, request.channels), label
 
     classes = _parse(first, request)[1]
     names = tuple(str(label) for label in range(classes))
     name = Path(paths[0]).stem
     info = Info(name, classes, names, request.image_shape, "unknown", request.argument)
-    source = LazySource(records, decode, info)
+    place = f"{request.source}, {request.split}"
+    source = LazySource(records, decode, info, lambda index: f"record {index} of {place}")
     return in_memory(source) if request.fits_in_memory(len(records)) else source
 
 

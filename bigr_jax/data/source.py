@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+from absl import logging
 from tqdm import tqdm
 
+from bigr_jax.errors import UserError
+
 _CHUNK = 1024
+# More corrupt examples than both are no accident.
+_CORRUPT_COUNT, _CORRUPT_SHARE = 10, 0.01
+_UNSEEN, _GOOD, _CORRUPT = range(3)
 
 
 class Info(NamedTuple):
@@ -54,7 +61,7 @@ class Request(NamedTuple):
 
 
 class Source(Protocol):
-    """A fixed sequence of labelled images with random access."""
+    """A fixed sequence of labelled images, or of codes of images, with random access."""
 
     @property
     def info(self) -> Info:
@@ -64,22 +71,29 @@ class Source(Protocol):
         """The number of examples."""
 
     def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """Returns {"image": uint8 [n, H, W, C], "label": int32 [n]} of any n indices."""
+        """Returns {"image": uint8 [n, H, W, C], "label": int32 [n]} of any n indices.
+
+        A source of codes gives "codes", see `data.codes`, in place of the images.
+        """
 
 
 class ArraySource:
     """A source that lies in memory, so that a whole batch is one indexing of an array.
 
+    corrupt  how many of the images stand in for others that could not be read
     Raises ValueError where images (uint8 [N, H, W, C]) and labels (int [N]) do not belong together.
     """
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray, info: Info) -> None:
+    def __init__(
+        self, images: np.ndarray, labels: np.ndarray, info: Info, corrupt: int = 0
+    ) -> None:
         if images.dtype != np.uint8 or images.shape != (len(labels), *info.image_shape):
             raise ValueError(
                 f"images are {images.dtype} {images.shape}, "
                 f"expected uint8 {(len(labels), *info.image_shape)}"
             )
         self.info = info
+        self.corrupt = corrupt
         self._images = images
         self._labels = np.asarray(labels).astype(np.int32)
 
@@ -96,32 +110,93 @@ class LazySource:
 
     records  a sequence of undecoded examples; its `__getitems__(indices)` is used where it has one
     decode   undecoded example -> (image uint8 [H, W, C], label); called from several threads
+    name     index -> what a warning calls the example
+
+    An example that cannot be read is named once in a warning and counted in `corrupt`; the next one
+    that can, the first following the last, is given in its place, so that order and shapes are the
+    same on every host and after a restart. Raises UserError where none can be read, and where more
+    than ten and more than one in a hundred of those tried cannot.
     """
 
     def __init__(
-        self, records: Any, decode: Callable[[Any], tuple[np.ndarray, int]], info: Info
+        self,
+        records: Any,
+        decode: Callable[[Any], tuple[np.ndarray, int]],
+        info: Info,
+        name: Callable[[int], str] | None = None,
     ) -> None:
         self.info = info
+        self.corrupt = 0
         self._records = records
         self._decode = decode
+        self._name = name or (lambda index: f"record {index} of {info.origin}")
+        self._state = np.full(len(records), _UNSEEN, np.uint8)
+        self._lock = threading.Lock()
+        self._last = ""
 
     def __len__(self) -> int:
         return len(self._records)
 
     def read(self, index: int) -> tuple[np.ndarray, int]:
         """Returns the image, uint8 [H, W, C], and the label of one example."""
-        return self._decode(self._records[index])
+        return self._readable((index, None))
 
     def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """Returns {"image": uint8 [n, H, W, C], "label": int32 [n]} of any n indices."""
         wanted = np.asarray(indices).tolist()
-        together = getattr(self._records, "__getitems__", None)
-        raw = together(wanted) if together else [self._records[index] for index in wanted]
-        examples = list(in_threads(self._decode, raw))
+        pairs = list(zip(wanted, self._together(wanted), strict=True))
         images = np.empty((len(wanted), *self.info.image_shape), np.uint8)
-        for row, (image, _) in enumerate(examples):
-            images[row] = image
-        return {"image": images, "label": np.asarray([label for _, label in examples], np.int32)}
+        labels = np.empty(len(wanted), np.int32)
+        for row, (image, label) in enumerate(in_threads(self._readable, pairs)):
+            images[row], labels[row] = image, label
+        return {"image": images, "label": labels}
+
+    def _together(self, wanted: list[int]) -> Sequence[Any]:
+        alone = [None] * len(wanted)
+        together = getattr(self._records, "__getitems__", None)
+        if together is None:
+            return alone
+        try:
+            return together(wanted)
+        except Exception:  # One record fails; which one shows when each is read alone.
+            return alone
+
+    def _readable(self, pair: tuple[int, Any]) -> tuple[np.ndarray, int]:
+        """Returns the example at an index, or the next that can be read; None: not fetched yet."""
+        first, record = pair
+        for step in range(len(self)):
+            index = (first + step) % len(self)
+            if self._state[index] == _CORRUPT:
+                continue
+            try:
+                wanted = self._records[index] if step or record is None else record
+                found = self._decode(wanted)
+            except (UserError, MemoryError):
+                raise
+            except Exception as error:  # Pillow's decoders raise many kinds.
+                self._pass_over(index, error)
+                continue
+            self._state[index] = _GOOD
+            return found
+        raise UserError(
+            f"none of the {len(self)} examples of {self.info.origin} can be read; {self._last}"
+        )
+
+    def _pass_over(self, index: int, error: Exception) -> None:
+        with self._lock:
+            if self._state[index] == _CORRUPT:
+                return
+            self._state[index] = _CORRUPT
+            self.corrupt += 1
+            corrupt, tried = self.corrupt, int(np.count_nonzero(self._state))
+            self._last = f"{self._name(index)} cannot be read ({error or type(error).__name__})"
+            said = self._last
+        logging.warning("%s; the next one stands in for it, %d so far", said, corrupt)
+        if corrupt > max(_CORRUPT_COUNT, _CORRUPT_SHARE * tried):
+            raise UserError(
+                f"{corrupt} of {tried} examples of {self.info.origin} cannot be read, more than "
+                f"{_CORRUPT_SHARE:.0%}; {said}"
+            )
 
 
 def in_threads(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
@@ -150,4 +225,4 @@ def in_memory(source: LazySource) -> ArraySource:
         rows = np.arange(start, min(start + _CHUNK, count))
         part = source.gather(rows)
         images[rows], labels[rows] = part["image"], part["label"]
-    return ArraySource(images, labels, source.info)
+    return ArraySource(images, labels, source.info, source.corrupt)

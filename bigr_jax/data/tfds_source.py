@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from bigr_jax.data.image import as_image, square
 from bigr_jax.data.source import Info, LazySource, Request, Source, in_memory
@@ -21,9 +24,11 @@ def open_tfds(request: Request) -> Source:
     """Returns a split of a prepared set NAME, NAME/CONFIG or NAME:VERSION, in memory where it fits.
 
     Looks below data.data_dir, else the environment's TFDS_DATA_DIR, else ~/tensorflow_datasets, and
-    never downloads. "test" is the split test, else validation, else the last tenth of train (which
-    "train" then lacks). Raises UserError where the set is not prepared as ArrayRecord, or has no
-    image and label features.
+    never downloads. "test" is the split test where its labels are known, else validation, else the
+    last tenth of train (which "train" then lacks). Encoded images are decoded by Pillow whatever
+    else is installed, so that the values are the same everywhere. Raises UserError where the set is
+    not prepared as ArrayRecord, or has no image and label features, and as `LazySource` where
+    images are unreadable.
     """
     try:
         import tensorflow_datasets as tfds
@@ -36,22 +41,36 @@ def open_tfds(request: Request) -> Source:
     except Exception as error:  # Its own DatasetInfoFileError, or ValueError for another format.
         raise UserError(f"{folder} is not readable: {error}; {_how(request)}") from error
     image_key, label_key = _keys(builder.info, request)
-    shape = builder.info.features[image_key].shape
-    request = request.with_channels(1 if len(shape) == 2 or shape[-1] == 1 else 3)
-    records = builder.as_data_source(split=_split(builder.info.splits, request))
+    feature = builder.info.features[image_key]
+    grey = len(feature.shape) == 2 or feature.shape[-1] == 1
+    request = request.with_channels(1 if grey else 3)
+    encoded = isinstance(feature, tfds.features.Image)
+    decoders = {image_key: tfds.decode.SkipDecoding()} if encoded else None
+
+    def records_of(split: str) -> Any:
+        return builder.as_data_source(split=split, decoders=decoders)
+
+    split = _split(builder.info.splits, records_of, label_key, request)
+    records = records_of(split)
     if not len(records):
         raise UserError(f"data.source={request.source!r}: {folder} has an empty {request.split}")
 
     def decode(record: dict[str, Any]) -> tuple[np.ndarray, int]:
-        pixels = np.asarray(record[image_key])
-        image = as_image(pixels if pixels.ndim == 3 else pixels[..., None])
-        return square(image, request.size, request.channels), int(record[label_key])
+        image, label = record[image_key], int(record[label_key])
+        if not encoded:
+            pixels = np.asarray(image)
+            image = as_image(pixels if pixels.ndim == 3 else pixels[..., None])
+            return square(image, request.size, request.channels), label
+        with Image.open(io.BytesIO(image)) as opened:
+            return square(opened, request.size, request.channels), label
 
     names = tuple(builder.info.features[label_key].names)
     licence = builder.info.redistribution_info.license or "unknown"
     name = builder.info.full_name
     info = Info(name, len(names), names, request.image_shape, licence, str(folder))
-    source = LazySource(records, decode, info)
+    source = LazySource(
+        records, decode, info, lambda index: f"record {index} of {split} in {folder}"
+    )
     return in_memory(source) if request.fits_in_memory(len(records)) else source
 
 
@@ -106,10 +125,15 @@ def _keys(info: Any, request: Request) -> tuple[str, str]:
     return keys
 
 
-def _split(splits: Any, request: Request) -> str:
-    held = next((name for name in ("test", "validation") if name in splits), None)
+def _split(splits: Any, records_of: Callable[[str], Any], label_key: str, request: Request) -> str:
     if "train" not in splits:
         raise UserError(f"data.source={request.source!r} has splits {', '.join(splits)}, no train")
+    held = next((name for name in ("test", "validation") if name in splits), None)
+    # The test split of a competition, ImageNet's say, has labels -1.
+    if held == "test" and "validation" in splits:
+        first = records_of("test[:1]")
+        if len(first) and int(first[0][label_key]) < 0:
+            held = "validation"
     if request.split == "test":
         return held or "train[90%:]"
     return "train" if held else "train[:90%]"

@@ -5,18 +5,19 @@ from __future__ import annotations
 import os
 import shlex
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes  # noqa: F401  NumPy learns bfloat16 from it
 import numpy as np
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from bigr_jax.errors import UserError, one_of
 
 State = dict[str, np.ndarray]
+_Reader = Callable[[Path], State]
 
 _BROKEN = (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, SafetensorError)
 
@@ -40,15 +41,19 @@ def read(path: str | Path, part: str = "ae") -> State:
     Returns {published name: array}, dtypes as stored. Raises UserError for a missing file, for a
     PyTorch pickle (with the command that converts it), for another suffix and for a broken file.
     """
-    path = Path(path)
-    _check_suffix(path)
-    if not path.is_file():
-        raise UserError(f"weights file {str(path)!r} does not exist")
-    try:
-        state = _read_npz(path) if path.suffix == ".npz" else dict(load_file(path))
-    except _BROKEN as error:
-        raise UserError(f"weights file {str(path)!r} cannot be read: {error}") from error
-    return _select(state, part)
+    return _select(_opened(path, _read_npz, load_file), part)
+
+
+def stand_ins(path: str | Path, part: str = "ae") -> State:
+    """Returns what `read` does, with float32 zeros that take no memory in place of the values; only
+    names and shapes are read.
+    """
+    return _select(_opened(path, _heads_npz, _heads_safetensors), part)
+
+
+def parts(path: str | Path) -> set[str]:
+    """Returns the first names of the tensors in a file."""
+    return {name.split(".")[0] for name in _opened(path, _heads_npz, _heads_safetensors)}
 
 
 def write(path: str | Path, state: Mapping[str, np.ndarray]) -> None:
@@ -78,6 +83,39 @@ def _check_suffix(path: Path) -> None:
         )
     if path.suffix not in SUFFIXES:
         raise one_of("suffix of the weights file", path.suffix, SUFFIXES)
+
+
+def _opened(path: str | Path, npz: _Reader, safetensors: _Reader) -> State:
+    path = Path(path)
+    _check_suffix(path)
+    if not path.is_file():
+        raise UserError(f"weights file {str(path)!r} does not exist")
+    try:
+        return dict((npz if path.suffix == ".npz" else safetensors)(path))
+    except _BROKEN as error:
+        raise UserError(f"weights file {str(path)!r} cannot be read: {error}") from error
+
+
+def _heads_npz(path: Path) -> State:
+    found: State = {}
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            with archive.open(name) as member:
+                old = np.lib.format.read_magic(member) == (1, 0)
+                form = np.lib.format
+                head = form.read_array_header_1_0 if old else form.read_array_header_2_0
+                found[name.removesuffix(".npy")] = _zeros(head(member)[0])
+    return found
+
+
+def _heads_safetensors(path: Path) -> State:
+    with safe_open(path, framework="numpy") as archive:
+        names = archive.keys()
+        return {name: _zeros(archive.get_slice(name).get_shape()) for name in names}
+
+
+def _zeros(shape: Sequence[int]) -> np.ndarray:
+    return np.broadcast_to(np.float32(0), tuple(shape))
 
 
 def _read_npz(path: Path) -> State:

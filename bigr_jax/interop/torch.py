@@ -14,9 +14,14 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from bigr_jax.errors import UserError, nearest, one_of
-from bigr_jax.interop import names_bigr, names_binary_autoencoder, names_patch_discriminator
+from bigr_jax.interop import (
+    names_bigr,
+    names_binary_autoencoder,
+    names_inception,
+    names_patch_discriminator,
+)
 from bigr_jax.interop.layout import UNUSED, Entry, inward, outward, published_shape
-from bigr_jax.models import bigr, binary_autoencoder
+from bigr_jax.models import bigr, binary_autoencoder, inception
 
 Path = tuple[str, ...]
 Shape = tuple[int, ...]
@@ -28,10 +33,12 @@ class _Family(NamedTuple):
     names   has `table(model) -> rows`, and further names that a file may hold: ALIASES, {prefix:
             prefix} of second names for tensors of the table; CARRIED, patterns of constants and
             counters that nothing reads. Both are remembered in the collection "unused"
+    part    first name of its tensors in a file that holds several networks, "" where none does
     """
 
     names: ModuleType
     inputs: Callable[[Any], tuple[Any, ...]]
+    part: str = ""
 
 
 def _image(model: Any) -> tuple[Any, ...]:
@@ -42,6 +49,10 @@ def _patch(model: Any) -> tuple[Any, ...]:
     return (jnp.zeros((1, 4 * 2**model.layers, 4 * 2**model.layers, model.channels)),)
 
 
+def _pixels(model: Any) -> tuple[Any, ...]:
+    return (jnp.zeros((1, inception.SIDE, inception.SIDE, 3), jnp.uint8),)
+
+
 def _tokens(model: Any) -> tuple[Any, ...]:
     bits = jnp.zeros((1, model.length, model.bits))
     counts = jnp.ones((1, model.length), jnp.int32)
@@ -49,9 +60,10 @@ def _tokens(model: Any) -> tuple[Any, ...]:
 
 
 _FAMILIES: Mapping[str, _Family] = {
-    "BinaryAutoencoder": _Family(names_binary_autoencoder, _image),
-    "PatchDiscriminator": _Family(names_patch_discriminator, _patch),
+    "BinaryAutoencoder": _Family(names_binary_autoencoder, _image, "ae"),
+    "PatchDiscriminator": _Family(names_patch_discriminator, _patch, "disc"),
     "BiGR": _Family(names_bigr, _tokens),
+    "InceptionV3": _Family(names_inception, _pixels),
 }
 
 
@@ -119,6 +131,19 @@ def to_torch(model: nn.Module | str, variables: Mapping[str, Any]) -> dict[str, 
     return {name: state[names.original(name) or name] for name in state}
 
 
+def check(model: nn.Module | str, state: Mapping[str, np.ndarray]) -> None:
+    """Raises UserError where `from_torch` would; looks at names and shapes alone, but for second
+    names.
+    """
+    label, model = _resolve(model)
+    _check(label, _names(model), state)
+
+
+def part(model: nn.Module) -> str:
+    """Returns the first name of the model's tensors in a file of several networks, see `files`."""
+    return _family(model).part
+
+
 def shapes(model: nn.Module | str) -> dict[str, Shape]:
     """Returns {published name: shape} of the file that `from_torch` wants; allocates nothing."""
     names = _names(_resolve(model)[1])
@@ -160,10 +185,15 @@ def _resolve(model: nn.Module | str) -> tuple[str, nn.Module]:
     return model, known[model]
 
 
-def _names(model: nn.Module) -> _Names:
+def _family(model: nn.Module) -> _Family:
     family = _FAMILIES.get(type(model).__name__)
     if family is None:
         raise one_of("model", type(model).__name__, _FAMILIES)
+    return family
+
+
+def _names(model: nn.Module) -> _Names:
+    family = _family(model)
     variables = jax.eval_shape(lambda: model.init(jax.random.key(0), *family.inputs(model)))
     shapes = {path: leaf.shape for path, leaf in flatten_dict(nn.unbox(variables)).items()}
     entries = list(family.names.table(model))

@@ -37,17 +37,18 @@ def perceptual(name: str, state: Mapping[str, np.ndarray] | None = None) -> Dist
     """Returns the distance of the config value `name`: "none" (zero) or "lpips".
 
     state: for "lpips", the published tensors by name, as `interop.files.read` gives them; see
-    `lpips`. Raises UserError for another name or for missing weights.
+    `lpips`; None: the distance cannot be computed, but a model that was trained with it be used.
+    Raises UserError for another name or for weights that do not fit; the distance itself, for None.
     """
     if name not in DISTANCES:
         raise one_of("perceptual", name, DISTANCES)
     if name == "none":
         return Partial(_zero)
-    if state is None:
-        raise UserError(
-            "perceptual='lpips' needs a weights file (.npz or .safetensors); none given"
-        )
-    return lpips(state)
+    return Partial(_absent) if state is None else lpips(state)
+
+
+def _absent(x: Array, y: Array) -> Array:
+    raise UserError("perceptual='lpips' needs a weights file (.npz or .safetensors); none given")
 
 
 def lpips(state: Mapping[str, np.ndarray]) -> Distance:

@@ -17,7 +17,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from bigr_jax import durations, pictures
-from bigr_jax.api import Apply, Array, Aux, Batch, Given, Method, Report, Sum, TrainState, Variables
+from bigr_jax.api import (
+    Apply,
+    Array,
+    Aux,
+    Batch,
+    Given,
+    Method,
+    Part,
+    Report,
+    Sum,
+    TrainState,
+    Variables,
+)
 from bigr_jax.data.augment import augment, to_float
 from bigr_jax.interop.files import read
 from bigr_jax.losses.adversarial import adaptive_weight, generator_loss, hinge_discriminator_loss
@@ -38,7 +50,9 @@ def autoencoder(net: BinaryAutoencoder, loss: Any, train: Any, data: Any) -> Aut
     train  the stage's section: duration and batch_size
     data   augment, channels and examples
     """
-    weights = read(loss.perceptual_weights) if loss.perceptual_weights else None
+    # A published tokenizer holds them beside its own.
+    path = loss.perceptual_weights
+    weights = read(path, "perceptual") if path else None
     size = {"batch_size": train.batch_size, "examples": data.examples}
     total = durations.steps(train.duration, key="duration of the autoencoder", **size)
     start = durations.steps(loss.disc_start, key="disc_start", total=total, **size)
@@ -101,7 +115,18 @@ class AutoencoderTask:
     def method(self) -> Method:
         """Returns the pure functions that the trainer takes."""
         step = None if self.adversary is None else self.step
-        return Method(self.init, self.loss, self.evaluate, step=step, report=self.report)
+        return Method(
+            self.init, self.loss, self.evaluate, step=step, report=self.report, model=self
+        )
+
+    @property
+    def parts(self) -> list[Part]:
+        """The networks that have a published file."""
+        found = [Part(self.net, {"params": ("autoencoder",)})]
+        if self.adversary is not None:
+            places: Any = {"params": ("discriminator",), "batch_stats": ()}
+            found.append(Part(self.adversary.net, places))
+        return found
 
     def init(self, key: Array, batch: Batch, given: Given) -> Variables:
         """See `Method`."""

@@ -121,7 +121,7 @@ def fit(
             begin = time.perf_counter()
             program = compile_step(plan, state, batch, root, given)
             status.compiled(time.perf_counter() - begin)
-        evaluate, log = Evaluator(plan, mesh, given), _Log(plan, metrics, status)
+        evaluate, log = Evaluator(plan, mesh, given), _Log(plan, metrics, status, sources["train"])
         each = program.operations / mesh.size
         status.start(start, plan.batch_size, each, jax.devices()[0])
         for step in range(start + 1, plan.total + 1):
@@ -302,8 +302,8 @@ class _Log:
     once.
     """
 
-    def __init__(self, plan: Plan, metrics: Metrics, status: Status) -> None:
-        self._plan, self._metrics, self._status = plan, metrics, status
+    def __init__(self, plan: Plan, metrics: Metrics, status: Status, source: Source) -> None:
+        self._plan, self._metrics, self._status, self._source = plan, metrics, status, source
         self._pending: tuple[int, Any, float] | None = None
 
     def add(self, step: int, values: Mapping[str, Array], waited: float) -> None:
@@ -325,6 +325,8 @@ class _Log:
                 )
         self._status.step(step, numbers["loss"], waited)
         if _due(step, plan.log_every) or step == plan.total:
+            if lost := getattr(self._source, "corrupt", 0):
+                numbers["corrupt_examples"] = float(lost)
             self._metrics.write(plan.name, step, numbers)
 
 

@@ -19,6 +19,7 @@ from bigr_jax.errors import UserError, nearest, one_of
 from bigr_jax.train import manifest, optimizers, overview, sharding, state
 from bigr_jax.train import workdir as directories
 from bigr_jax.train.checkpoints import Checkpoints
+from bigr_jax.train.coder import check_codes
 from bigr_jax.train.environment import environment
 from bigr_jax.train.loop import Evaluator, Plan, fit, scope
 from bigr_jax.train.step import make_step
@@ -70,8 +71,9 @@ class Run:
         for name in self.methods:
             self._plans[name] = self._planned(name)
         _ = dict(view.logging.items()), view.variant
-        # A stage that is switched off leaves its section behind.
-        off = (f"train.{name}" for name in self.config.train if name not in self.methods)
+        # A stage that is switched off leaves its sections behind.
+        off = [f"train.{name}" for name in self.config.train if name not in self.methods]
+        off += [key for key in self.config if _switched_off(self.config[key])]
         configs.check_read(view, except_sections=("sample", "report", "study", *FILLED, *off))
         self.refuse_other_config()
         self.own = self.stage_names(stage)
@@ -133,6 +135,10 @@ class Run:
         """Returns all that training a stage needs."""
         return self._plans[name][0]
 
+    def batch_spec(self, name: str) -> dict[str, jax.ShapeDtypeStruct]:
+        """Returns the shapes of a stage's training batch."""
+        return state.batch_spec(self.sources["train"], self.config.train[name].batch_size)
+
     def boxed(self, name: str) -> Any:
         """Returns the shapes of a stage's variables in linen's boxes, which name the axes."""
         return self._plans[name][1]
@@ -150,6 +156,7 @@ class Run:
             print(f"{name}: its weights were given, it is not trained", file=sys.stderr)
             return
         given = self.given(name)
+        check_codes(self.sources["train"], self.methods, given)
         logging = self.config.logging
         with (
             Metrics(self.workdir, tensorboard=logging.tensorboard, wandb=logging.wandb) as metrics,
@@ -317,7 +324,7 @@ class Run:
 
         # The last evaluation batch is padded anyway, so that any number of rows will do.
         eval_size = -(-section.eval_batch_size // rows) * rows
-        batch = state.batch_spec(source, size)
+        batch = self.batch_spec(name)
         given = {need: self.plan(need).abstract.variables for need in method.needs}
         boxed = state.abstract_variables(method, batch, given)
         make = method.optimizer or optimizers.make
@@ -390,6 +397,10 @@ class Run:
                 f"{rows}{times}"
             )
         return rows
+
+
+def _switched_off(section: Any) -> bool:
+    return isinstance(section, ConfigDict) and section.get("enabled") is False
 
 
 def opened(workdir: str, overrides: Mapping[str, str] | None = None, data: bool = False) -> Run:

@@ -67,6 +67,52 @@ def test_centre_crop_is_box_halving_then_bicubic(shape: tuple[int, int], size: i
     np.testing.assert_allclose(cropped, crop_oracle(pixels, size), atol=1.0)
 
 
+def scaled(side: int, numerator: int, denominator: int) -> int:
+    """side * numerator / denominator, rounded as ADM does: a half to the even number."""
+    twice = 2 * side * numerator
+    whole, rest = divmod(twice + denominator, 2 * denominator)
+    return whole - (rest == 0 and whole % 2)
+
+
+def geometry(width: int, height: int, size: int) -> tuple[list[tuple[int, int]], tuple[int, int]]:
+    """The sizes that ADM's rule passes through, and the corner of its crop, in whole numbers."""
+    sizes = [(width, height)]
+    while min(sizes[-1]) >= 2 * size:
+        sizes.append((sizes[-1][0] >> 1, sizes[-1][1] >> 1))
+    short = min(sizes[-1])
+    sizes.append((scaled(sizes[-1][0], size, short), scaled(sizes[-1][1], size, short)))
+    return sizes, ((sizes[-1][0] - size) // 2, (sizes[-1][1] - size) // 2)
+
+
+# In the last six, the long side comes to half a pixel.
+SIZES = [(1, 1, 1), (5, 7, 5), (375, 500, 32), (499, 333, 31), (31, 63, 16), (64, 129, 16)]
+SIZES += [(16, 24, 9), (16, 40, 9), (40, 16, 9), (16, 56, 9), (8, 12, 7), (8, 20, 7)]
+
+
+@pytest.mark.parametrize(("width", "height", "size"), SIZES)
+def test_every_size_on_the_way_is_that_of_the_published_rule(
+    width: int, height: int, size: int
+) -> None:
+    pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    (_, *halves, last), (left, top) = geometry(width, height, size)
+    image = Image.fromarray(pixels)
+    for half in halves:
+        image = image.resize(half, Image.Resampling.BOX)
+    whole = np.asarray(image.resize(last, Image.Resampling.BICUBIC))
+    expected = whole[top : top + size, left : left + size]
+    assert expected.shape == (size, size, 3)
+    np.testing.assert_array_equal(square(Image.fromarray(pixels), size, 3), expected)
+
+
+def test_halves_are_rounded_to_even_numbers() -> None:
+    assert [scaled(side, 9, 16) for side in (24, 40, 56)] == [14, 22, 32]
+    assert geometry(16, 40, 9) == ([(16, 40), (9, 22)], (0, 6))
+    assert geometry(375, 500, 32) == (
+        [(375, 500), (187, 250), (93, 125), (46, 62), (32, 43)],
+        (0, 5),
+    )
+
+
 def test_an_image_of_the_wanted_size_is_unchanged() -> None:
     pixels = rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)
     np.testing.assert_array_equal(square(Image.fromarray(pixels), 6, 3), pixels)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bigr_jax.data import Order, eval_batches, train_batches
+from bigr_jax.data import Info, Order, eval_batches, train_batches
 from bigr_jax.data.pipeline import Batches, HostBatch
 from bigr_jax.data.source import LazySource
 from bigr_jax.errors import UserError
@@ -121,6 +121,43 @@ def test_evaluation_has_every_example_once_and_padding_without_weight(
     np.testing.assert_array_equal(index[length:], length - 1)
     np.testing.assert_array_equal(mask, np.arange(len(mask)) < length)
     np.testing.assert_array_equal(np.concatenate([shown(one) for one in batches]), index)
+
+
+class Copied:
+    """Three copies of every example; index i + c length shows example i and copy c."""
+
+    copies = 3
+    info = Info("copied", 1, ("a",), (1, 1, 1), "none", "generated")
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        copy, example = np.divmod(indices, self.length)
+        return {"codes": np.stack([example, copy], -1).astype(np.uint8), "label": example}
+
+
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_every_copy_is_seen_once_in_as_many_epochs(hosts: int) -> None:
+    source, batch, epochs = Copied(10), 4, 6
+    batches = whole(
+        lambda host: train_batches(source, batch, 7, 0, host, hosts), hosts, epochs * 10 // batch
+    )
+    codes = np.concatenate([one["codes"] for one in batches]).astype(int)
+    index = np.concatenate([one["index"] for one in batches])
+    np.testing.assert_array_equal(codes[:, 0], index)
+    np.testing.assert_array_equal(index, Order(10, 7).at(np.arange(epochs * 10)))
+    by_epoch = codes.reshape(epochs, 10, 2)
+    for first in (0, 3):
+        seen = by_epoch[first : first + 3].reshape(-1, 2)
+        assert len({tuple(pair) for pair in seen.tolist()}) == 30
+    assert all(len(set(epoch[:, 1].tolist())) == 3 for epoch in by_epoch)
+    # A measurement reads the first copy.
+    measured = take(eval_batches(source, batch), 10)
+    assert not any(one["codes"][:, 1].any() for one in measured)
 
 
 def test_a_batch_may_hold_several_epochs(numbered: Callable) -> None:

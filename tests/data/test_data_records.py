@@ -6,12 +6,13 @@ import io
 import struct
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from bigr_jax.data import ArraySource, LazySource, Source, eval_batches, open_source
+from bigr_jax.data import ArraySource, LazySource, eval_batches, open_source
 from bigr_jax.data.records import write_arrayrecord
 from bigr_jax.errors import UserError
 
@@ -22,7 +23,7 @@ IMAGES = rng.integers(0, 256, (11, 6, 6, 3), dtype=np.uint8)
 LABELS = np.arange(11) % 4
 
 
-def opened(glob: str, split: str = "train", **more: int) -> Source:
+def opened(glob: str, split: str = "train", **more: int) -> Any:
     section = {"source": f"arrayrecord:{glob}", "size": 6, "channels": 3, **more}
     return open_source(section, split)
 
@@ -106,7 +107,7 @@ def test_records_of_another_form_are_named(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="holds records of another form; write them with"):
             opened(f"{tmp_path}/train")
     write(struct.pack("<4sII", b"BIGR", 0, 1) + b"no image")
-    with pytest.raises(UserError, match="a record's image is unreadable"):
+    with pytest.raises(UserError, match=r"none of the 1 examples .*; record 0 of .*, train cannot"):
         opened(f"{tmp_path}/train")
     (tmp_path / "train").write_bytes(b"no records at all")
     with pytest.raises(UserError, match=r"no records in .*train"):
@@ -114,6 +115,25 @@ def test_records_of_another_form_are_named(tmp_path: Path) -> None:
     write_arrayrecord(tmp_path / "train", [], [], num_classes=2)
     with pytest.raises(UserError, match=r"no records in .*train"):
         opened(f"{tmp_path}/train")
+
+
+@pytest.mark.parametrize("limit", [0, 1 << 30])
+def test_unreadable_images_are_replaced_by_the_next(
+    tmp_path: Path, limit: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = io.BytesIO()
+    Image.fromarray(np.repeat(np.repeat(IMAGES[3], 9, 0), 9, 1)).save(whole, "JPEG")
+    spoilt: list[np.ndarray | bytes] = list(IMAGES)
+    spoilt[3], spoilt[10] = whole.getvalue()[:-200], b""
+    write_arrayrecord(tmp_path / "train", spoilt, LABELS)
+    source = opened(f"{tmp_path}/train", ram_limit=limit)
+    batch = source.gather(np.asarray([10, 3, 9, 3]))
+    np.testing.assert_array_equal(batch["image"], IMAGES[[0, 4, 9, 4]])
+    np.testing.assert_array_equal(batch["label"], LABELS[[0, 4, 9, 4]])
+    assert source.corrupt == 2
+    for record in (3, 10):
+        said = f"record {record} of arrayrecord:{tmp_path}/train, train cannot be read ("
+        assert caplog.text.count(said) == 1
 
 
 def test_labels_outside_the_classes_are_not_written(tmp_path: Path) -> None:

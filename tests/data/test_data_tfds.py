@@ -90,10 +90,54 @@ class BigrTinyText(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
         yield 0, {"word": "cat"}
 
 
+def jpeg(index: int) -> bytes:
+    """A photograph of one grey level and a size of its own; the first is CMYK, the next grey."""
+    stream = io.BytesIO()
+    size, modes = (40 + 7 * index, 33 + 5 * (index % 4)), ("CMYK", "L")
+    image = Image.new("RGB", size, (10 * index,) * 3)
+    image.convert((*modes, "RGB")[min(index, 2)]).save(stream, "JPEG", quality=95)
+    return stream.getvalue()
+
+
+class Imagenet2012(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+    """The features and splits of ImageNet, whose test split has no labels; two images are cut."""
+
+    VERSION = tfds.core.Version("5.1.0")
+    FEATURES = ("image", "label", "file_name")
+
+    def _info(self) -> Any:
+        features = {
+            "image": tfds.features.Image(encoding_format="jpeg"),
+            "label": tfds.features.ClassLabel(num_classes=1000),
+            "file_name": tfds.features.Text(),
+        }
+        return tfds.core.DatasetInfo(
+            builder=self,
+            features=tfds.features.FeaturesDict(features),
+            supervised_keys=("image", "label"),
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        return {
+            "test": self._generate_examples(range(2), False),
+            "train": self._generate_examples(range(12)),
+            "validation": self._generate_examples(range(12, 17)),
+        }
+
+    def _generate_examples(self, indices: range, labelled: bool = True) -> Any:
+        for index in indices:
+            content = jpeg(index)
+            if index in (4, 13):
+                content = content[: len(content) // 2]
+            label = 50 * index if labelled else -1
+            name = f"n{index:08}.JPEG"
+            yield name, {"image": io.BytesIO(content), "label": label, "file_name": name}
+
+
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("tfds")
-    for builder in (BigrTinyColour, BigrTinyGrey, BigrTinyText):
+    for builder in (BigrTinyColour, BigrTinyGrey, BigrTinyText, Imagenet2012):
         builder(data_dir=root, file_format="array_record").download_and_prepare()
     return root
 
@@ -107,7 +151,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "connect", refuse)
 
 
-def opened(name: str, data_dir: Path | str, split: str = "train", **more: int) -> Source:
+def opened(name: str, data_dir: Path | str, split: str = "train", **more: int) -> Any:
     section = {"source": f"tfds:{name}", "size": 6, "channels": 3, "data_dir": str(data_dir)}
     return open_source({**section, **more}, split)
 
@@ -138,6 +182,44 @@ def test_lazy_batches_equal_stored_ones(prepared: Path) -> None:
             np.testing.assert_array_equal(one[name], other[name])
     for batches in pair:
         batches.close()
+
+
+@pytest.mark.parametrize("limit", [0, 1 << 30])
+def test_imagenet_is_cropped_and_its_cut_images_are_replaced(
+    prepared: Path, limit: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    train, held = (
+        opened("imagenet2012", prepared, split, size=16, ram_limit=limit)
+        for split in ("train", "test")
+    )
+    assert isinstance(train, ArraySource if limit else LazySource)
+    assert train.info.num_classes == len(train.info.class_names) == 1000
+    assert (len(train), len(held), train.info.image_shape) == (12, 5, (16, 16, 3))
+    for source, wanted, cut in ((train, range(12), {4}), (held, range(12, 17), {13})):
+        batch = source.gather(np.arange(len(source)))
+        labels = (batch["label"] // 50).tolist()
+        # Which record follows which is for tensorflow-datasets to say.
+        assert set(labels) == set(wanted) - cut
+        assert len(labels) == len(wanted)
+        for image, label in zip(batch["image"], labels, strict=True):
+            assert abs(image.astype(int) - 10 * label).max() <= 2
+        assert source.corrupt == 1
+    assert caplog.text.count(f"of train in {prepared}/imagenet2012/5.1.0 cannot be read") == 1
+    assert caplog.text.count(f"of validation in {prepared}/imagenet2012/5.1.0 cannot be") == 1
+    batches = train_batches(train, 8, seed=0, threads=3)
+    assert next(batches)["image"].shape == (8, 16, 16, 3)
+    batches.close()
+    assert "tensorflow" not in sys.modules
+
+
+def test_the_values_are_those_of_pillow_whatever_else_is_installed(prepared: Path) -> None:
+    from bigr_jax.data.image import square
+
+    source = opened("imagenet2012", prepared, size=16, ram_limit=0)
+    batch = source.gather(np.arange(12))
+    for image, label in zip(batch["image"], batch["label"] // 50, strict=True):
+        with Image.open(io.BytesIO(jpeg(int(label)))) as whole:
+            np.testing.assert_array_equal(image, square(whole, 16, 3))
 
 
 def test_without_a_held_out_split_the_last_tenth_is_it(

@@ -120,7 +120,7 @@ def test_errors_name_what_is_wrong(state):
     with pytest.raises(UserError, match=r"perceptual='lpip' is not known \(did you mean 'lpips'"):
         perceptual("lpip")
     with pytest.raises(UserError, match="needs a weights file"):
-        perceptual("lpips")
+        perceptual("lpips")(jnp.zeros((1, 16, 16, 3)), jnp.zeros((1, 16, 16, 3)))
     less = {k: v for k, v in state.items() if ".28." not in k and "lin2" not in k}
     with pytest.raises(UserError, match=r"3 missing: features.28.weight, .*28.bias, lin2.model"):
         perceptual("lpips", less)

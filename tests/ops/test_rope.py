@@ -97,3 +97,19 @@ def test_low_precision_is_rotated_in_float32():
 def test_head_dim_must_hold_both_axes():
     with pytest.raises(ValueError, match="head_dim=6"):
         grid_table((2, 2), 6)
+
+
+def test_a_finer_grid_lies_within_the_angles_of_a_coarser_one():
+    # The frequencies are 1 and 10000^(-1/2); the cells of 4 x 2 are halves of those of 2 x 2.
+    table = grid_table((4, 2), 8, span=(2, 2)).reshape(4, 2, 4, 2).astype(np.float64)
+    angles = np.arctan2(table[..., 1], table[..., 0])
+    rows = np.array([-0.25, 0.25, 0.75, 1.25])[:, None]
+    np.testing.assert_allclose(angles[..., 0], rows + np.zeros((1, 2)), atol=1e-6)
+    np.testing.assert_allclose(angles[..., 1], 0.01 * rows + np.zeros((1, 2)), atol=1e-6)
+    np.testing.assert_allclose(angles[..., 2], np.tile([0.0, 1.0], (4, 1)), atol=1e-6)
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (3, 5), (7, 2)])
+def test_a_grid_spans_itself(grid):
+    plain = grid_table(grid, 8, prefix=2)
+    np.testing.assert_array_equal(plain, grid_table(grid, 8, prefix=2, span=grid))
