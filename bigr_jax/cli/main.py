@@ -18,7 +18,7 @@ COMMANDS = {
     "list": "the experiments, what each claims, and its small command",
     "show": "the settings of an experiment, with their values",
     "train": "train an experiment, or go on with it",
-    "eval": "measure a trained experiment again",
+    "eval": "measure a trained experiment again, or by FID and its kin",
     "sample": "draw a picture grid from a trained experiment",
     "edit": "inpaint, outpaint, change, blend or refine a picture",
     "demo": "draw and edit in a page of the browser",

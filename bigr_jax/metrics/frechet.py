@@ -10,11 +10,17 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bigr_jax.errors import UserError
 from bigr_jax.metrics.features import checked
+
+_HELD = 2048
 
 
 class Moments(NamedTuple):
-    """What the distance needs of features [rows, D]: float64 mean [D] and covariance [D, D]."""
+    """What the distance needs of features [rows, D]: float64 mean [D] and covariance [D, D].
+
+    rows is 0 where a file of statistics does not tell it; such moments cannot be combined.
+    """
 
     mean: np.ndarray
     covariance: np.ndarray
@@ -38,6 +44,43 @@ def combine(a: Moments, b: Moments) -> Moments:
     scatter = (a.rows - 1) * a.covariance + (b.rows - 1) * b.covariance
     scatter = scatter + np.outer(delta, delta) * (a.rows * b.rows / rows)
     return Moments(a.mean + delta * (b.rows / rows), scatter / (rows - 1), rows)
+
+
+class Stream:
+    """The moments of features that come batch by batch, as many as there are: they are not kept.
+
+    name  what they are called in errors
+    """
+
+    def __init__(self, name: str = "features") -> None:
+        self._name = name
+        self._held: list[np.ndarray] = []
+        self._total: Moments | None = None
+
+    def add(self, features: np.ndarray) -> None:
+        """Takes features [n, D], n >= 1. Raises as `features.checked` does."""
+        self._held.append(checked(features, 1, self._name))
+        # Few large products instead of many small ones.
+        if sum(map(len, self._held)) >= _HELD:
+            self._fold()
+
+    def moments(self) -> Moments:
+        """Returns the moments of all that came. Raises UserError for fewer than 2 rows."""
+        if self._held:
+            self._fold()
+        if self._total is None or self._total.rows < 2:
+            rows = 0 if self._total is None else self._total.rows
+            raise UserError(f"{self._name}: {rows} rows given, legal: 2 and more")
+        return self._total
+
+    def _fold(self) -> None:
+        x = np.concatenate(self._held)
+        self._held = []
+        if len(x) > 1:
+            new = moments(x, self._name)
+        else:
+            new = Moments(x[0], np.zeros((x.shape[1], x.shape[1])), 1)
+        self._total = new if self._total is None else combine(self._total, new)
 
 
 def frechet(a: Moments, b: Moments) -> float:

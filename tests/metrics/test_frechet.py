@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bigr_jax.errors import UserError
-from bigr_jax.metrics.frechet import combine, frechet, moments
+from bigr_jax.metrics import frechet as module
+from bigr_jax.metrics.frechet import Stream, combine, frechet, moments
 
 SEEDS = st.integers(0, 2**31)
 
@@ -90,6 +91,36 @@ def test_moments_add_up(seed, n, m, features):
     np.testing.assert_allclose(found.mean, both.mean(0), rtol=1e-11, atol=1e-12)
     wanted = np.cov(both, rowvar=False).reshape(features, features)
     np.testing.assert_allclose(found.covariance, wanted, rtol=1e-10, atol=1e-11)
+
+
+@given(SEEDS, st.lists(st.integers(1, 9), min_size=2, max_size=8), st.sampled_from([1, 4, 2048]))
+def test_a_stream_has_the_moments_of_all_its_batches(seed, sizes, held):
+    features = draw(seed, sum(sizes), 5) + 1e3
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_HELD", held)
+        stream = Stream()
+        for part in np.split(features, np.cumsum(sizes)[:-1]):
+            stream.add(part)
+        # It may be asked in between.
+        found = stream.moments()
+        assert stream.moments() is found
+    wanted = moments(features)
+    assert found.rows == wanted.rows
+    np.testing.assert_allclose(found.mean, wanted.mean, rtol=1e-12)
+    np.testing.assert_allclose(found.covariance, wanted.covariance, rtol=1e-8, atol=1e-8)
+
+
+def test_a_stream_of_too_few_rows():
+    stream = Stream("drawn")
+    with pytest.raises(UserError, match="drawn: 0 rows given, legal: 2 and more"):
+        stream.moments()
+    stream.add(np.ones((1, 3)))
+    with pytest.raises(UserError, match="drawn: 1 rows given, legal: 2 and more"):
+        stream.moments()
+    with pytest.raises(UserError, match="drawn: 1 of 1 rows hold"):
+        stream.add(np.full((1, 3), np.inf))
+    stream.add(np.zeros((1, 3)))
+    assert stream.moments().covariance == pytest.approx(np.full((3, 3), 0.5))
 
 
 def test_single_precision_is_widened_before_anything_is_summed():

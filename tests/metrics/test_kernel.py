@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from bigr_jax.errors import UserError
 from bigr_jax.metrics import kernel
-from bigr_jax.metrics.kernel import kernel_distance
+from bigr_jax.metrics.kernel import kernel_distance, subset_kernel_distance
 
 
 def by_loops(a, b):
@@ -53,6 +53,22 @@ def test_unbiased_for_equal_distributions():
 def test_constant_sets_in_closed_form():
     # k(0, 0) = 1, k(2, 2) = 5^3, k(0, 2) = 1
     assert kernel_distance(np.zeros((3, 4)), np.full((2, 4), 2.0)) == 1 + 125 - 2
+
+
+def test_subsets_are_drawn_as_published():
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((11, 3)), rng.standard_normal((7, 3)) + 0.5
+    theirs, wanted = np.random.RandomState(2020), []
+    for _ in range(6):
+        x = a[theirs.choice(11, 5, replace=False)]
+        wanted.append(by_loops(x, b[theirs.choice(7, 5, replace=False)]))
+    found = subset_kernel_distance(a, b, 6, 5)
+    np.testing.assert_allclose(found, (np.mean(wanted), np.std(wanted)), rtol=1e-10)
+    whole = subset_kernel_distance(a[:7], b, 3, 7)
+    assert whole == pytest.approx((kernel_distance(a[:7], b), 0), abs=1e-12)
+    for size in (8, 1):
+        with pytest.raises(UserError, match=f"subsets of {size} rows: legal: 2 to 7"):
+            subset_kernel_distance(a, b, size=size)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from bigr_jax.errors import UserError
 from bigr_jax.metrics import neighbours
-from bigr_jax.metrics.neighbours import precision_recall
+from bigr_jax.metrics.neighbours import exact_squares, precision_recall, rounded_squares
 
 
 def by_loops(generated, real, k):
@@ -65,6 +65,19 @@ def test_a_surface_belongs_to_its_ball_whatever_the_digits():
     assert precision_recall(np.stack([end] * 4), real)["precision"] == 1.0
     beyond = np.nextafter(end, np.inf)
     assert precision_recall(np.stack([beyond] * 4), real)["precision"] == 0.0
+
+
+def test_distances_through_a_product_are_the_same_but_for_rounding(monkeypatch):
+    monkeypatch.setattr(neighbours, "_BLOCK", 7)
+    rng = np.random.default_rng(0)
+    generated, real = rng.standard_normal((23, 40)) + 0.3, rng.standard_normal((18, 40))
+    # Far from the origin, squares of float32 would swallow every difference.
+    for shift in (0.0, 100.0):
+        x, y = generated + shift, real + shift
+        np.testing.assert_allclose(rounded_squares(x, y), exact_squares(x, y), rtol=1e-4)
+        found = precision_recall(x, y, 3, rounded_squares)
+        assert found == precision_recall(generated, real)
+    assert rounded_squares(real, real).min() >= 0
 
 
 def test_far_sets_and_a_collapsed_one():
