@@ -58,17 +58,11 @@ def stage_files(words: tuple[str, ...]) -> dict[str, str]:
 COMMAND = Command(
     name="convert",
     summary=(
-        "Takes published weights (safetensors or npz) into a work directory, which is then drawn "
-        "from, edited with and trained on like any other; --export writes them back."
+        "Takes published weights (safetensors or npz) into a work directory, which is then\n"
+        "drawn from, edited with and trained on like any other; --export writes them back."
     ),
-    usage=(
-        "STAGE=FILE ... --workdir=DIR [--config=NAME:VARIANT] [--config.KEY=VALUE ...] "
-        "[--dry_run | --export]"
-    ),
-    example=(
-        "bigr convert tokenizer=binaryae_ema_1000000.npz generator=bigr_L_d24.npz "
-        "--config=bigr:paper --workdir=runs/bigr-L"
-    ),
+    usage=("STAGE=FILE ... --workdir=DIR [--config=NAME:VARIANT] [--dry_run | --export]"),
+    example=("bigr convert tokenizer=bae.npz generator=L.npz --config=bigr:paper --workdir=runs/L"),
     define=define,
     run=run,
     config=("--config", "--config.KEY"),

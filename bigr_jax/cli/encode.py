@@ -48,10 +48,7 @@ def run(arguments: Arguments) -> None:
 COMMAND = Command(
     name="encode",
     summary="Encodes a run's images by its tokenizer; run again, it goes on where it stopped.",
-    usage=(
-        "--workdir=DIR [--out=FOLDER] [--split=train,test] [--draws=1] [--flip] [--seed=0] "
-        "[--config.data.KEY=VALUE ...]"
-    ),
+    usage="--workdir=DIR [--out=FOLDER] [--split=train,test] [--draws=1] [--flip] [--seed=0]",
     example="bigr encode --workdir=runs/tok --out=codes",
     define=define,
     run=run,

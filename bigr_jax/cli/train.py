@@ -44,10 +44,7 @@ def run(arguments: Arguments) -> None:
 COMMAND = Command(
     name="train",
     summary="Trains the stages of an experiment; run again, it goes on where it stopped.",
-    usage=(
-        "--config=NAME:VARIANT [--config.KEY=VALUE ...] [--workdir=DIR] "
-        "[--stage=STAGE [--base=DIR]]"
-    ),
+    usage="--config=NAME:VARIANT [--workdir=DIR] [--stage=STAGE [--base=DIR]]",
     example="bigr train --config=bigr:small --config.model.depth=4 --workdir=runs/deep",
     define=define,
     run=run,
