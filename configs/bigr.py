@@ -1,11 +1,11 @@
-"""BiGR: class-conditional drawing from binary codes; smoke, small, and the four published sizes."""
+"""BiGR: drawing from binary codes, as classes or texts ask; for a CPU, and the published sizes."""
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from bigr_jax.train.defaults import base, section, stage
 
-VARIANTS = ("smoke", "small", "paper", "paper_xl", "paper_xxl", "paper_l512")
+VARIANTS = ("smoke", "small", "text", "paper", "paper_xl", "paper_xxl", "paper_l512", "paper_t2i")
 
 
 def get_config(variant: str = "small") -> ConfigDict:
@@ -23,9 +23,8 @@ def get_config(variant: str = "small") -> ConfigDict:
                                     disc_weight=1.0, disc_start="50%")
     config.model = section(depth=3, width=128, heads=4, head_blocks=2, head_width=128, dropout=0.0,
                            adaln=True, mixer="attention", remat="none", ffn_hidden=256,
-                           dtype="float32", target="flip")
-    config.objective = section(loss="weighted", gamma=0.0, aux=0.0,
-                               alpha=placeholder(float))
+                           dtype="float32", target="flip", text=())
+    config.objective = section(loss="weighted", gamma=0.0, aux=0.0, alpha=placeholder(float))
     config.diffusion = section(schedule="linear", steps=64)
     config.masking = section(label_drop=0.1, per_batch=False)
     config.sample = section(iterations=16, denoise_steps=16, temperature=1.0, cfg_scale=1.5,
@@ -42,6 +41,8 @@ def get_config(variant: str = "small") -> ConfigDict:
     # fmt: on
     if variant == "smoke":
         _smoke(config)
+    elif variant == "text":
+        _text(config)
     elif variant.startswith("paper"):
         _paper(config, variant)
     return config
@@ -53,15 +54,18 @@ def _smoke(config: ConfigDict) -> None:
     config.tokenizer.update(filters=4, multipliers=(1, 2), embedding=8, bits=8, groups=2)
     config.tokenizer_loss.update(adversarial=True, disc_filters=4, disc_layers=1)
     config.model.update(depth=2, width=32, heads=2, ffn_hidden=64, head_blocks=1, head_width=32)
-    config.model.dropout = 0.1
-    config.diffusion.steps = 8
+    config.model.dropout, config.diffusion.steps, config.report.per_class = 0.1, 8, 2
     config.sample.update(iterations=4, denoise_steps=4)
     config.referee.update(widths=(8, 8, 8), augment="")
-    config.report.per_class = 2
     config.study.update(seeds=1, duration="20 steps", arms=("BiGR",))
-    short = dict(duration="20 steps", batch_size=16, save="5 steps", log="5 steps", evaluate="50%")
-    for name in ("tokenizer", "referee", "generator"):
-        config.train[name].update(short)
+    for it in config.train.values():
+        it.update(duration="20 steps", batch_size=16, save="5 steps", log="5 steps", evaluate="50%")
+
+
+def _text(config: ConfigDict) -> None:
+    """Two digits side by side, as a caption asks; pairs of words that training never showed."""
+    config.data.source, config.data.size, config.referee.augment = "captioned:digits", 16, "shift:1"
+    config.tokenizer.multipliers, config.model.text, config.report.probe = (1, 2, 4), (8, 64), False
 
 
 def _paper(config: ConfigDict, variant: str) -> None:
@@ -72,7 +76,7 @@ def _paper(config: ConfigDict, variant: str) -> None:
         "paper_xl": (36, 1280, 20, 6, 1280, 256, 24, 512, 25, 0.25),
         "paper_xxl": (48, 1536, 24, 8, 1536, 256, 32, 512, 25, 0.30),
         "paper_l512": (24, 1024, 16, 6, 1280, 512, 32, 512, 20, 0.17),
-    }[variant]
+    }[variant.removesuffix("_t2i")]
     config.data.update(source="tfds:imagenet2012", size=size, channels=3, augment="flip")
     config.tokenizer.update(filters=128, multipliers=(1, 1, 2, 2, 4), blocks=2, embedding=256,
                             attention_resolutions=(16,), bits=bits, groups=32, remat=True,
@@ -81,6 +85,9 @@ def _paper(config: ConfigDict, variant: str) -> None:
                                  disc_layers=3, disc_start="400001 steps")
     config.model.update(depth=depth, width=width, heads=heads, head_blocks=head_blocks,
                         head_width=head_width, dropout=0.1, remat="dots", dtype="bfloat16")
+    if variant == "paper_t2i":
+        # Features of FLAN-T5-XL, as LlamaGen's; the captions are the user's to bring.
+        config.data.source, config.model.text = "captioned:captions.npz", (120, 2048)
     # None: the published rule, 8/3 of the width rounded up to 256.
     config.model.ffn_hidden = placeholder(int)
     config.diffusion.steps, config.masking.per_batch, config.referee.enabled = 256, True, False

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from bigr_jax.data.arrays import open_npz
+from bigr_jax.data.captioned import open_captioned
 from bigr_jax.data.codes import open_codes
 from bigr_jax.data.embedded import open_digits, open_fashion_mnist, open_mnist5k
 from bigr_jax.data.folder import open_folder
@@ -26,6 +27,7 @@ OPENERS: dict[str, Callable[[Request], Source]] = {
     "arrayrecord:GLOB": open_arrayrecord,
     "tfds:NAME": open_tfds,
     "codes:FOLDER": open_codes,
+    "captioned:NAME": open_captioned,
 }
 
 

@@ -5,7 +5,9 @@ Source: BiGR (arXiv 2410.14672), "Binary transcoder"; Binary Latent Diffusion (a
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +19,8 @@ from bigr_jax.ops.bernoulli import Schedule, bit_probability, posterior
 Array = jax.Array
 _Bits = tuple[Array, Array]
 Denoise = Callable[[Array, Array, Array], Array]
+
+_ROUNDING = 1e-6
 
 
 def predict_bits(
@@ -59,36 +63,89 @@ def denoise_bits(
     target: str = "flip",
     guidance: Array | float | None = None,
     temperature: float = 1.0,
+    needed: Array | None = None,
+    block: int | None = None,
 ) -> Array:
     """Runs the chain of one pass over `times` and returns P(bit = 1), float32 [batch, ..., K].
 
     As published, the posterior takes the prediction, which has already seen x_t, for a prior: x_t
     counts twice, and more steps do not converge to the joint distribution of the bits.
 
+    With `needed` the denoiser runs only where what it says can matter, see `undecided`: of many
+    small steps about half decide nothing new in a token. The bits drawn are those of the whole
+    chain.
+
     Args:
       denoise, condition, target, guidance, temperature: see `predict_bits`.
       uniform: step -> uniform draws [batch, ..., K] of the noisy bits at `times[step]`.
       schedule: of the diffusion that the denoiser was trained on.
       times: falling, from T (`sampling_times`).
+      needed: bool [batch, n], the tokens whose result is read, of bits [batch, n, K]; None: all,
+        and the denoiser sees all tokens at every step.
+      block: how many tokens of an image the denoiser then gets at once; None: all n.
     """
     jumps = np.stack([times, [*times[1:], 0]], axis=1).astype(np.int32)
+    # Nothing is drawn after the last step; its draws are as good as any.
+    following = np.minimum(np.arange(len(jumps)) + 1, len(jumps) - 1)
+    how: Any = {"target": target, "guidance": guidance, "temperature": temperature}
 
     def step(carry: _Bits, jump: tuple[Array, Array]) -> tuple[_Bits, None]:
-        chance, _ = carry
+        x_t, p = carry
         index, (t, s) = jump
-        x_t = (uniform(index) < chance).astype(jnp.float32)
-        p = predict_bits(
-            denoise,
-            x_t,
-            t,
-            condition,
-            target=target,
-            guidance=guidance,
-            temperature=temperature,
-        )
-        return (posterior(x_t, p, t, s, schedule), p), None
+        draws = uniform(index)
+        if needed is None:
+            p = predict_bits(denoise, x_t, t, condition, **how)
+        else:
+            now = needed & undecided(draws, x_t, t, s, schedule)
+            p = _refreshed(p, now, block, functools.partial(part, x_t, t))
+        return ((draws < posterior(x_t, p, t, s, schedule)).astype(jnp.float32), p), None
 
-    coins = jnp.full(jax.eval_shape(uniform, 0).shape, 0.5)
-    steps = jnp.arange(len(jumps)), jnp.asarray(jumps)
-    (_, p), _ = jax.lax.scan(step, (coins, coins), steps)
+    def part(x_t: Array, t: Array, index: Array) -> Array:
+        # index: [batch, block]
+        rows = index if guidance is None else twice(index)
+        x_t, given = pick(x_t, index), pick(condition, rows)
+        return predict_bits(denoise, x_t, t, given, **how)
+
+    x_t = (uniform(0) < 0.5).astype(jnp.float32)
+    (_, p), _ = jax.lax.scan(
+        step, (x_t, jnp.full(x_t.shape, 0.5)), (jnp.asarray(following), jnp.asarray(jumps))
+    )
     return p
+
+
+def undecided(uniforms: Array, x_t: Array, t: Array, s: Array, schedule: Schedule) -> Array:
+    """Returns where the next noisy bits depend on what the denoiser says, bool [...].
+
+    Whatever P(x_0 = 1) is, P(x_s = 1 | x_t) lies between its values for 0 and for 1, which are
+    close together when the jump is short: a uniform draw outside of them decides a bit alone.
+    uniforms: of the bits at s, [..., K]; x_t: [..., K]; t, s: see `posterior`.
+    """
+    least, most = (posterior(x_t, jnp.full_like(x_t, p), t, s, schedule) for p in (0.0, 1.0))
+    # Wider by more than posteriors are rounded: what is called decided must be.
+    return ((uniforms > least - _ROUNDING) & (uniforms < most + _ROUNDING)).any(axis=-1)
+
+
+def pick(x: Array, index: Array) -> Array:
+    """Returns the tokens `index` [rows, m] of x [rows, n, ...]: [rows, m, ...]."""
+    return jnp.take_along_axis(x, index[..., None], axis=1)
+
+
+def put(x: Array, index: Array, values: Array) -> Array:
+    """Returns x [rows, n, ...] with `values` [rows, m, ...] at the tokens `index` [rows, m]."""
+    return jax.vmap(lambda x, index, values: x.at[index].set(values))(x, index, values)
+
+
+def _refreshed(p: Array, now: Array, block: int | None, part: Callable[[Array], Array]) -> Array:
+    """Returns p [batch, n, K] with part(index) at the tokens that `now` marks, block by block."""
+    length = now.shape[1]
+    size = min(block or length, length)
+    most = now.sum(axis=1).max()
+    order = jnp.argsort(~now, axis=1)
+
+    def more(carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        # Where the last block would reach beyond the end, it begins earlier.
+        begin, p = carry
+        index = jax.lax.dynamic_slice_in_dim(order, begin, size, axis=1)
+        return begin + size, put(p, index, part(index))
+
+    return jax.lax.while_loop(lambda carry: carry[0] < most, more, (jnp.asarray(0), p))[1]

@@ -1,9 +1,9 @@
 """Generation by a masked model: predict every token, keep those it is surest of, repeat.
 
 The confidence of a token is how far its bit probabilities are from a coin's. Everything is compiled
-as one program: a few scans over iterations, inside each a scan over denoising steps. Which tokens
-are chosen depends on the values, but how many stay unknown is a schedule known beforehand, so the
-transcoder, by far the largest cost, runs on a compact array of the tokens that still need it.
+as one program: a scan over iterations, inside it a scan over denoising steps, inside it a loop over
+as many blocks of tokens as need the transcoder, by far the largest cost: those that are unknown, or
+to be drawn now, and whose next noisy bits are not decided without it.
 Source: BiGR (arXiv 2410.14672), "Entropy-ordered sampling"; MaskGIT (arXiv 2202.04200).
 """
 
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bigr_jax.errors import UserError, one_of
-from bigr_jax.generate.bernoulli import Denoise, denoise_bits
+from bigr_jax.generate.bernoulli import Denoise, denoise_bits, pick, put
 from bigr_jax.generate.draws import Draws
 from bigr_jax.generate.guidance import twice
 from bigr_jax.ops.bernoulli import Schedule, sampling_times
@@ -147,7 +147,7 @@ def sample_masked(
     target: str = "flip",
     known: Known | None = None,
     compact: bool = True,
-    groups: int = 4,
+    block: int | None = None,
 ) -> Generated:
     """Draws all unknown tokens; a known one is never touched.
 
@@ -160,7 +160,8 @@ def sample_masked(
       known: tokens that are given; the schedule counts the others, image by image.
       compact: the transcoder runs on the tokens that need it; False: on all of them. The bits are
         the same, as far as the matrix products of the two shapes round alike.
-      groups: scans that the iterations are split into, each with room for what its iterations need.
+      block: how many tokens of an image the transcoder gets at once; None: a sixteenth of them, in
+        a small batch more.
 
     Raises:
       UserError: an unknown target.
@@ -174,13 +175,13 @@ def sample_masked(
     run = _Run(steps, draws, schedule, sampling, target, scores)
     passes = _Pass(jnp.arange(iterations), left[:-1] - left[1:], *_strengths(sampling))
     needs = (counts[:-1] if scores is None else counts[:-1] - counts[1:]).max(axis=1)
-    for group in np.array_split(np.arange(iterations), groups if compact else 1):
-        # Where there are fewer tokens than iterations, some iterations draw none.
-        group = group[needs[group] > 0]
-        if len(group):
-            capacity = int(needs[group].max()) if compact else length
-            part = _Pass(*(x[group] for x in passes))
-            state, _ = jax.lax.scan(functools.partial(run.iterate, capacity=capacity), state, part)
+    # Where there are fewer tokens than iterations, some iterations draw none.
+    passes = _Pass(*(x[needs > 0] for x in passes))
+    capacity = max(int(needs.max()), 1) if compact else length
+    if compact:
+        run = dataclasses.replace(run, block=block or _block(draws.shape[0], capacity))
+    body = functools.partial(run.iterate, capacity=capacity)
+    state, _ = jax.lax.scan(body, state, passes)
     return state
 
 
@@ -201,7 +202,10 @@ class _Pass(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
-    """One generation; `scores` [batch, N] order the tokens, highest first, or confidence does."""
+    """One generation; `scores` [batch, N] order the tokens, highest first, or confidence does.
+
+    block  tokens of an image that the transcoder gets at once; None: always all, needed or not
+    """
 
     steps: Steps
     draws: Draws
@@ -209,6 +213,7 @@ class _Run:
     sampling: MaskedSampling
     target: str
     scores: Array | None
+    block: int | None = None
 
     def iterate(self, state: Generated, now: _Pass, capacity: int) -> tuple[Generated, None]:
         """Draws `now.take` more tokens of each image; the body of a scan."""
@@ -238,26 +243,29 @@ class _Run:
         index = jnp.argsort(~needed, axis=1)[:, :capacity]
         everywhere = capacity == needed.shape[1]
 
-        def pick(x: Array, index: Array = index) -> Array:
-            return x if everywhere else jnp.take_along_axis(x, index[..., None], axis=1)
+        def among(x: Array, index: Array = index) -> Array:
+            return x if everywhere else pick(x, index)
 
         p = denoise_bits(
             self.steps.denoise,
-            pick(condition, rows(index)),
-            lambda step: pick(self.draws.denoise(now.number, step)),
+            among(condition, rows(index)),
+            lambda step: among(self.draws.denoise(now.number, step)),
             self.schedule,
             sampling_times(self.schedule.total, self.sampling.denoise_steps),
             target=self.target,
             guidance=guidance,
             temperature=self.sampling.temperature,
+            needed=None if self.block is None else among(needed[..., None])[..., 0],
+            block=self.block,
         )
-        return p if everywhere else _spread(p, index, needed.shape[1])
+        return p if everywhere else put(jnp.zeros(bits.shape), index, p)
 
 
-def _spread(p: Array, index: Array, length: int) -> Array:
-    """Puts p [batch, n, K] at the tokens `index` [batch, n] of [batch, length, K]."""
-    empty = jnp.zeros((length, p.shape[-1]))
-    return jax.vmap(lambda i, values: empty.at[i].set(values))(index, p)
+def _block(batch: int, tokens: int) -> int:
+    """How many tokens of an image to evaluate at once: few, so that hardly more than need be are
+    evaluated, and enough to fill the matrix units.
+    """
+    return min(tokens, max(-(-tokens // 16), -(-64 // batch)))
 
 
 def _start(known: Known | None, shape: tuple[int, int, int], iterations: int) -> Generated:

@@ -1,7 +1,8 @@
 """BiGR: a bidirectional transformer that predicts masked tokens of binary codes.
 
-The transformer reads a class token and N tokens of K bits, some of them masked, and gives a hidden
-vector per token, from which the denoiser of the transcoder tells the bits.
+The transformer reads a class token, or the tokens of a text, and N tokens of K bits, some of them
+masked, and gives a hidden vector per token, from which the denoiser of the transcoder tells the
+bits. Most of what it learns knows no size: `at_grid` and `variables_for_grid` apply it at another.
 Source: BiGR (arXiv 2410.14672), section 3, and its official implementation.
 """
 
@@ -20,7 +21,7 @@ from bigr_jax.errors import UserError, one_of
 from bigr_jax.models.transcoder import Denoiser
 from bigr_jax.nn.adaln import SharedModulation
 from bigr_jax.nn.block import Block
-from bigr_jax.nn.embed import ClassEmbed
+from bigr_jax.nn.embed import ClassEmbed, Prefix, Text, TextEmbed
 from bigr_jax.nn.linear import Linear
 from bigr_jax.nn.mixers import CAUSAL
 from bigr_jax.nn.mlp import swiglu_hidden
@@ -31,9 +32,13 @@ from bigr_jax.ops.rope import grid_table
 
 Array = jax.Array
 
+POSITIONS = ("interpolated", "extrapolated")
+
 
 class BiGR(nn.Module):
     """The transformer and its denoiser. Below: B images, N = rows * cols tokens, D = width.
+
+    A condition is what an image is asked to be: labels int [B], or with `text` a `Text`.
 
     Attributes:
       depth, width, heads: of the transformer.
@@ -48,6 +53,10 @@ class BiGR(nn.Module):
       remat: how much of a block the backward pass computes again: "none", "dots" or "full".
       ffn_hidden: hidden features of the feed-forward layer; None: 8/3 of the width, rounded up.
       dtype: of the matrix products; parameters, residual stream, norms and results are float32.
+      text: (tokens, features) of the texts that condition the model in place of classes; () is
+        none. Their prefix has no place on the grid: its rotations are zeros like those of the class
+        token, as in LlamaGen (arXiv 2406.06525), so that words are told apart by what they say.
+      rope_grid: the grid over which the rotations spread (`ops.rope.grid_table`); None: `grid`.
 
     Raises UserError where the width does not suit the heads.
     """
@@ -67,11 +76,18 @@ class BiGR(nn.Module):
     remat: str = "none"
     ffn_hidden: int | None = None
     dtype: DTypeLike = jnp.float32
+    text: tuple[int, ...] = ()
+    rope_grid: tuple[int, int] | None = None
 
     @property
     def length(self) -> int:
         """N, the number of tokens."""
         return self.grid[0] * self.grid[1]
+
+    @property
+    def prefix(self) -> int:
+        """Tokens in front of those of the image: one for a class, or those of a text."""
+        return self.text[0] if self.text else 1
 
     @property
     def causal(self) -> bool:
@@ -86,7 +102,12 @@ class BiGR(nn.Module):
                 "which rotations over rows and columns need"
             )
         normal = nn.initializers.normal
-        self.classes = ClassEmbed(self.num_classes, width)
+        if self.text:
+            if len(self.text) != 2 or min(self.text) < 1:
+                raise UserError(f"text={self.text} is not (tokens, features); legal: () for none")
+            self.captions = TextEmbed(*self.text, width, dtype)
+        else:
+            self.classes = ClassEmbed(self.num_classes, width)
         self.embed = Linear((width,), ("codes", "embed"), bias=True, dtype=dtype)
         self.mask_token = self.param("mask_token", with_names(normal(1.0), "embed"), (width,))
         if self.adaln:
@@ -107,7 +128,7 @@ class BiGR(nn.Module):
     def __call__(
         self,
         bits: Array,
-        labels: Array,
+        labels: Array | Text,
         mask: Array,
         x_t: Array,
         t: Array,
@@ -115,28 +136,47 @@ class BiGR(nn.Module):
     ) -> Array:
         """Returns the denoiser's logits, float32 [B, N, K], at every token.
 
-        bits: {0, 1} [B, N, K], labels: int [B], mask: bool [B, N], True = masked (its bits are not
-        read), x_t: {0, 1} [B, N, K], t: int [B, N] in 1..T. Dropout draws from the rng "dropout".
+        bits: {0, 1} [B, N, K], labels: a condition, mask: bool [B, N], True = masked (its bits are
+        not read), x_t: {0, 1} [B, N, K], t: int [B, N] in 1..T. Dropout draws from the rng
+        "dropout".
         """
         hidden = self.hidden(bits, self.condition(labels), mask, deterministic)
         return self.denoise(x_t, t, hidden)
 
-    def condition(self, labels: Array) -> Array:
-        """Returns the embeddings, float32 [B, 1, D], of labels [B]; `num_classes` is no class."""
+    def condition(self, labels: Array | Text) -> Any:
+        """Returns the embeddings, float32 [B, 1, D], of labels [B]; `num_classes` is no class.
+
+        Of a `Text` it returns a `Prefix`. Raises ValueError for what the model is not conditioned
+        on.
+        """
+        if isinstance(labels, Text) and self.text:
+            return self.captions(labels)
+        if isinstance(labels, Text) or self.text:
+            wanted = "a Text" if self.text else "labels"
+            raise ValueError(f"a model with text={self.text} is conditioned on {wanted}")
         return self.classes(labels)[:, None]
 
+    def null(self, rows: int) -> Any:
+        """Returns the condition that says nothing, for a batch of `rows`: of guidance, and of
+        representations.
+        """
+        if not self.text:
+            return jnp.full(rows, self.num_classes)
+        shape = (rows, *self.text)
+        return Text(jnp.zeros(shape), jnp.zeros(shape[:2], bool))
+
     def hidden(
-        self, bits: Array, condition: Array, mask: Array | None, deterministic: bool = True
+        self, bits: Array, condition: Any, mask: Array | None, deterministic: bool = True
     ) -> Array:
         """Returns the vectors, float32 [B, N, D], on which the denoiser is conditioned.
 
-        bits: {0, 1} [B, N, K], condition: [B, 1, D], from `condition` or a mixture of such,
-        mask: bool [B, N], True = masked; None: nothing is masked. A causal model masks nothing: its
-        vector of a token is the one that it has before it reads that token.
+        bits: {0, 1} [B, N, K], condition: from `condition`, float32 [B, 1, D] also a mixture of
+        such, mask: bool [B, N], True = masked; None: nothing is masked. A causal model masks
+        nothing: its vector of a token is the one that it has before it reads that token.
         """
         x, _ = self._residual(bits, condition, None if self.causal else mask, deterministic)
-        x = self.norm(x)
-        return (x[:, :-1] if self.causal else x[:, 1:]) + self.position
+        first = self.prefix - self.causal
+        return self.norm(x)[:, first : first + self.length] + self.position
 
     def denoise(self, x_t: Array, t: Array, hidden: Array) -> Array:
         """Returns the denoiser's logits, float32 [..., K].
@@ -145,33 +185,32 @@ class BiGR(nn.Module):
         """
         return self.denoiser(x_t, t - 1, hidden)
 
-    def features(self, bits: Array, labels: Array, layer: int) -> Array:
+    def features(self, bits: Array, labels: Array | Text, layer: int) -> Array:
         """Returns the representation, float32 [B, N, D]: the residual stream after block `layer`.
 
-        bits: {0, 1} [B, N, K], labels: int [B], by custom all of the null class; blocks count from
+        bits: {0, 1} [B, N, K], labels: a condition, by custom the null one; blocks count from
         0 and later ones are not computed. Raises UserError for a layer that does not exist.
         """
         if not 0 <= layer < self.depth:
             raise UserError(f"layer={layer} does not exist; legal: 0..{self.depth - 1}")
         x, _ = self._residual(bits, self.condition(labels), None, True, first=layer + 1)
-        return x[:, 1:]
+        return x[:, self.prefix :]
 
-    def features_all(self, bits: Array, labels: Array) -> Array:
+    def features_all(self, bits: Array, labels: Array | Text) -> Array:
         """Returns the `features` of all layers, float32 [depth, B, N, D]."""
         _, streams = self._residual(bits, self.condition(labels), None, True, collect=True)
-        return streams[:, :, 1:]
+        return streams[:, :, self.prefix :]
 
     def pooled(self, bits: Array) -> Array:
         """Returns one vector per image and layer, float32 [B, depth, D]: the mean over the tokens
-        of `features_all`, of the null class.
+        of `features_all`, of the null condition.
 
         bits: {0, 1} [B, N, K].
         """
-        null = jnp.full(len(bits), self.num_classes)
-        return self.features_all(bits, null).mean(axis=2).swapaxes(0, 1)
+        return self.features_all(bits, self.null(len(bits))).mean(axis=2).swapaxes(0, 1)
 
     def tokens(self, bits: Array, condition: Array, mask: Array | None) -> Array:
-        """Returns the transformer's input, float32 [B, 1 + N, D], the class token first."""
+        """Returns the transformer's input, float32 [B, P + N, D], the condition [B, P, D] first."""
         if bits.shape[1:] != (self.length, self.bits):
             raise ValueError(f"bits {bits.shape} are not [batch, {self.length}, {self.bits}]")
         x = self.embed(bits).astype(jnp.float32)
@@ -180,14 +219,51 @@ class BiGR(nn.Module):
         return jnp.concatenate([condition, x], axis=1)
 
     def _residual(
-        self, bits: Array, condition: Array, mask: Array | None, deterministic: bool, **how: Any
+        self, bits: Array, condition: Any, mask: Array | None, deterministic: bool, **how: Any
     ) -> tuple[Array, Any]:
-        # bits: [batch, length, bits], condition: [batch, 1, width], mask: [batch, length]
-        x = self.tokens(bits, condition, mask)
-        modulation = self.modulation(condition) if self.adaln else None
-        rope = grid_table(self.grid, self.width // self.heads, prefix=1)
+        # bits: [batch, length, bits], mask: [batch, length]
+        told = condition if isinstance(condition, Prefix) else Prefix(condition, condition)
+        x = self.tokens(bits, told.tokens, mask)
+        modulation = self.modulation(told.pooled) if self.adaln else None
+        seen = told.mask
+        if seen is not None:
+            seen = jnp.pad(seen, ((0, 0), (0, self.length)), constant_values=True)
+        head_dim = self.width // self.heads
+        rope = grid_table(self.grid, head_dim, prefix=self.prefix, span=self.rope_grid)
         how = {"remat": self.remat, "deterministic": deterministic, **how}
-        return scan_layers(self.layers, self.depth, x, modulation, None, rope, **how)
+        return scan_layers(self.layers, self.depth, x, modulation, seen, rope, **how)
+
+
+def at_grid(net: BiGR, grid: tuple[int, int], positions: str = "interpolated") -> BiGR:
+    """Returns the model for another grid of tokens; `variables_for_grid` gives its variables.
+
+    positions  of the rotations: "interpolated", so that the angles stay those of training and
+               neighbours come closer, or "extrapolated", so that neighbours stay as far apart and
+               angles grow beyond those of training
+
+    Raises UserError for other positions.
+    """
+    if positions not in POSITIONS:
+        raise one_of("positions", positions, POSITIONS)
+    span = None if positions == "extrapolated" else net.rope_grid or net.grid
+    return net.clone(grid=grid, rope_grid=None if span == grid else span, parent=None)
+
+
+def variables_for_grid(net: BiGR, variables: Any, grid: tuple[int, int]) -> Any:
+    """Returns variables of `net` for a grid of tokens that it was not trained at.
+
+    All are as they were but the position embedding, which is scaled bicubically (a smaller grid
+    sees it smoothed). Raises ValueError where it is not that of the model's own grid.
+    """
+    position = variables["params"]["position"]
+    if position.shape != (net.length, net.width):
+        wanted = (net.length, net.width)
+        raise ValueError(f"position {position.shape} is not {wanted} of the grid {net.grid}")
+    if tuple(grid) == tuple(net.grid):
+        return variables
+    picture = position.reshape(*net.grid, net.width)
+    scaled = jax.image.resize(picture, (*grid, net.width), "cubic").reshape(-1, net.width)
+    return {**variables, "params": {**variables["params"], "position": scaled}}
 
 
 def _size(

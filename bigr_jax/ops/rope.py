@@ -20,6 +20,7 @@ def grid_table(
     *,
     prefix: int = 0,
     zero_prefix: bool = True,
+    span: tuple[int, int] | None = None,
     base: float = 10000.0,
 ) -> np.ndarray:
     """Returns every channel pair's cosine and sine at `prefix` tokens and a raster of positions.
@@ -29,13 +30,18 @@ def grid_table(
     published models have. That is no rotation: it erases the token's query and key, so that it is
     seen with logit zero and itself attends uniformly. False gives it angle zero instead.
 
+    span: the grid over which the positions spread; None: `grid` itself, whose rows and columns are
+    counted from 0. With another they lie where the pixels of a picture of `grid` lie on one of
+    `span`: a finer grid within the angles of a coarser one (position interpolation, arXiv
+    2306.15595).
     -> float32 [prefix + rows * cols, head_dim / 2, 2]
     Raises ValueError where 4 does not divide `head_dim`. Source: BiGR (arXiv 2410.14672), code.
     """
     if head_dim % 4:
         raise ValueError(f"head_dim={head_dim}: rotations in two axes need a multiple of 4")
     frequencies = base ** (-4.0 * np.arange(head_dim // 4) / head_dim)
-    rows, cols = np.indices(grid).reshape(2, -1, 1)
+    places = ((np.arange(n) + 0.5) * (s / n) - 0.5 for n, s in zip(grid, span or grid, strict=True))
+    rows, cols = np.stack(np.meshgrid(*places, indexing="ij")).reshape(2, -1, 1)
     angles = np.concatenate([rows * frequencies, cols * frequencies], axis=-1)
     table = np.stack([np.cos(angles), np.sin(angles)], axis=-1)
     first = np.zeros((prefix, *table.shape[1:]))

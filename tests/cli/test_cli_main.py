@@ -40,7 +40,7 @@ def idea(tmp_path: Path) -> str:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     """Stands in for training, evaluation and sampling, and keeps what they were called with."""
     kept: list[tuple[Any, ...]] = []
-    run = types.ModuleType("bigr_jax.train.run")
+    run = types.ModuleType("bigr_jax.train.commands")
 
     def evaluate(*arguments: Any) -> dict[str, Any]:
         kept.append(arguments)
@@ -52,8 +52,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 
     run.train = lambda *arguments: kept.append(arguments)  # type: ignore[attr-defined]
     run.evaluate, run.sample = evaluate, sample  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "bigr_jax.train.run", run)
-    monkeypatch.setattr(bigr_jax.train, "run", run, raising=False)
+    monkeypatch.setitem(sys.modules, "bigr_jax.train.commands", run)
+    monkeypatch.setattr(bigr_jax.train, "commands", run, raising=False)
     return kept
 
 
@@ -198,15 +198,15 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_train(calls: list[Any], idea: str) -> None:
     assert main(["train", f"--config={idea}:smoke", "--config.model.depth=4"]) == 0
-    config, workdir, stage, profile = calls.pop()
+    config, *rest = calls.pop()
     assert (config.model.depth, config.variant) == (4, "smoke")
     assert config.is_locked
-    assert (workdir, stage, profile) == ("runs/my_idea-smoke", None, None)
-    flags = ["--workdir=w", "--stage", "tokenizer", "--profile=10:13"]
+    assert rest == ["runs/my_idea-smoke", None, None, None]
+    flags = ["--workdir=w", "--stage", "tokenizer", "--profile=10:13", "--base=b"]
     assert main(["train", *flags, "--config", idea, "--config.model.depth", "5"]) == 0
     config, *rest = calls.pop()
     assert config.model.depth == 5
-    assert rest == ["w", "tokenizer", "10:13"]
+    assert rest == ["w", "tokenizer", "10:13", "b"]
 
 
 def test_a_bool_is_set_with_and_without_a_value_and_the_last_word_counts(

@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from bigr_jax.errors import UserError
-from bigr_jax.generate.bernoulli import denoise_bits, predict_bits
+from bigr_jax.generate.bernoulli import denoise_bits, predict_bits, undecided
 from bigr_jax.generate.guidance import pair
 from bigr_jax.models.transcoder import Denoiser
 from bigr_jax.ops.bernoulli import make_schedule, posterior, sampling_times
@@ -57,6 +59,55 @@ def test_scan_is_the_loop(target):
     )
     assert ours.dtype == jnp.float32
     np.testing.assert_allclose(ours, p, atol=1e-5)
+
+
+@pytest.mark.parametrize("target", ["flip", "z0"])
+@pytest.mark.parametrize("block", [1, 2, None])
+def test_steps_that_decide_nothing_are_left_out(target, block):
+    total, shape = 64, (2, 5, 3)
+    schedule, times = make_schedule("linear", total), sampling_times(total, 40)
+    needed = jnp.asarray(np.random.default_rng(0).random(shape[:2]) < 0.7)
+    calls = []
+
+    def denoise(x_t, t, condition):
+        jax.debug.callback(lambda: calls.append(x_t.shape[1]))
+        return 3.0 * condition + (2.0 * x_t - 1.0) * x_t.sum(-1, keepdims=True) - t / total
+
+    def found(needed, block):
+        calls.clear()
+        options = {"target": target, "guidance": 2.5, "needed": needed, "block": block}
+        condition = pair(*conditions(shape))
+        draw = uniforms(2, shape)
+        p = jax.jit(lambda: denoise_bits(denoise, condition, draw, schedule, times, **options))()
+        jax.effects_barrier()
+        return np.asarray(p), sum(calls)
+
+    whole, all_calls = found(None, None)
+    lazy, calls_made = found(needed, block)
+    np.testing.assert_array_equal(lazy[needed], whole[needed])
+    assert all_calls == 5 * 40
+    assert calls_made < all_calls * (0.8 if block else 1.01)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.sampled_from(["linear", "cos", "sigmoid"]), st.integers(1, 300), st.integers(0, 2**31))
+def test_what_is_decided_is_so_whatever_the_denoiser_says(name, total, seed):
+    rng = np.random.default_rng(seed)
+    schedule = make_schedule(name, total)
+    t = int(rng.integers(1, total + 1))
+    s = int(rng.integers(0, t))
+    x_t = jnp.asarray(rng.integers(0, 2, (200, 1)), jnp.float32)
+    # Draws at the very ends of the range are the hard ones.
+    ends = np.stack([np.asarray(posterior(x_t, p, t, s, schedule)) for p in (0.0, 1.0)])
+    which, drawn = rng.integers(0, 3, x_t.shape), rng.random(x_t.shape)
+    u = jnp.asarray(np.choose(which, [*ends, drawn]), jnp.float32)
+    one_way, another = (
+        u < posterior(x_t, jnp.asarray(rng.random((200, 1)), jnp.float32), t, s, schedule)
+        for _ in range(2)
+    )
+    decided = ~np.asarray(undecided(u, x_t, t, s, schedule))
+    np.testing.assert_array_equal(one_way[decided], another[decided])
+    assert s or not decided.any()
 
 
 def test_guidance_of_one_and_of_zero():

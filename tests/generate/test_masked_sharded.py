@@ -1,8 +1,12 @@
-"""The masked sampler on several devices: the same bits, and nothing is sent between them."""
+"""The masked sampler on several devices: the same bits, and they send one number to each other, the
+most tokens of an image that need the transcoder.
+"""
 
 from __future__ import annotations
 
 PROGRAM = """
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,7 +28,7 @@ def run(key, classes):
         return 3 * hidden + (2 * x_t - 1) * (0.8 - t / 6)
     draws = KeyDraws(key, (batch, length, bits))
     schedule = make_schedule("linear", 6)
-    return sample_masked(Steps(hidden, denoise), draws, schedule, MaskedSampling(3, 2), groups=2)
+    return sample_masked(Steps(hidden, denoise), draws, schedule, MaskedSampling(3, 2), block=2)
 
 key, classes = jax.random.key(0), jnp.arange(1.0, batch + 1)
 alone = jax.jit(run)(key, classes)
@@ -33,8 +37,10 @@ rows = NamedSharding(mesh, PartitionSpec("data"))
 with jax.set_mesh(mesh):
     compiled = jax.jit(run, out_shardings=rows).lower(key, jax.device_put(classes, rows)).compile()
 text = compiled.as_text()
-for name in ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter"):
+for name in ("all-gather", "all-to-all", "collective-permute", "reduce-scatter"):
     assert name not in text, name
+sent = re.findall(r"= (\\S+) all-reduce\\(", text)
+assert set(sent) == {"s32[]"}, sent
 split = compiled(key, jax.device_put(classes, rows))
 assert len(split.bits.sharding.device_set) == 2
 jax.tree.map(np.testing.assert_array_equal, split, alone)
@@ -42,6 +48,6 @@ print("done")
 """
 
 
-def test_devices_do_not_talk(run_python):
+def test_devices_agree_on_a_number_alone(run_python):
     result = run_python(["-c", PROGRAM], devices=2)
     assert result.stdout == "done\n", result.stderr[-2000:]

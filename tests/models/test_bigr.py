@@ -10,7 +10,8 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from bigr_jax.errors import UserError
-from bigr_jax.models.bigr import SIZES, BiGR, named
+from bigr_jax.models.bigr import SIZES, BiGR, at_grid, named, variables_for_grid
+from bigr_jax.nn.embed import Text
 
 MODEL = BiGR(
     depth=2,
@@ -24,6 +25,7 @@ MODEL = BiGR(
     ffn_hidden=24,
 )
 NULL = MODEL.num_classes
+TOLD = MODEL.clone(text=(4, 3), parent=None)
 NAMES = {"embed", "mlp", "heads", "head_dim", "codes", "layers", "position", "modulation", "time"}
 
 
@@ -277,3 +279,166 @@ def test_bits_must_fill_the_grid(variables, batch):
 def test_overrides_of_a_named_size():
     model = named("XXL", bits=32, dropout=0.0)
     assert (model.bits, model.dropout, model.depth, model.grid) == (32, 0.0, 48, (16, 16))
+
+
+def texts(*lengths):
+    features = np.random.default_rng(3).normal(size=(len(lengths), 4, 3)).astype(np.float32)
+    return Text(features, np.arange(4) < np.array(lengths)[:, None])
+
+
+@pytest.fixture(scope="module")
+def told():
+    bits, _, *rest = inputs(TOLD)
+    rng = np.random.default_rng(0)
+    born = nn.unbox(jax.jit(TOLD.init)(jax.random.key(0), bits, texts(4), *rest))
+    moved = lambda leaf: leaf + 0.3 * rng.normal(size=leaf.shape).astype(np.float32)  # noqa: E731
+    return jax.tree.map(moved, born)
+
+
+@jax.jit
+def of_text(variables, bits, text, mask):
+    condition = TOLD.apply(variables, text, method="condition")
+    return TOLD.apply(variables, bits, condition, mask, method="hidden")
+
+
+def test_texts_take_the_place_of_classes_and_of_nothing_else(born, told):
+    plain = {path: leaf.shape for path, leaf in flatten_dict(nn.unbox(born)["params"]).items()}
+    other = {path: leaf.shape for path, leaf in flatten_dict(told["params"]).items()}
+    assert plain.pop(("classes", "table")) == (5, 16)
+    assert {path: other[path] for path in plain} == plain
+    assert {path[0] for path in other.keys() - plain.keys()} == {"captions"}
+    assert set(told) == {"params", "buffers"} and set(born) == {"params"}
+
+
+def test_every_word_is_read_and_no_padding(told, batch):
+    text = texts(4, 2, 3)
+    plain = of_text(told, batch["bits"], text, batch["mask"])
+    assert plain.shape == (3, 6, 16) and plain.dtype == jnp.float32
+    for place in range(4):
+        changed = text.features.copy()
+        changed[:, place] += 1.0
+        moved = of_text(told, batch["bits"], text._replace(features=changed), batch["mask"])
+        change = abs(moved - plain).max(axis=(1, 2))
+        np.testing.assert_array_equal(change > 1e-4, text.mask[:, place])
+
+
+def test_without_adaln_words_reach_the_image_by_attention(told, batch):
+    model = TOLD.clone(adaln=False, parent=None)
+    run = jax.jit(
+        lambda text: model.apply(
+            told, batch["bits"], model.apply(told, text, method="condition"), None, method="hidden"
+        )
+    )
+    text = texts(2, 2, 2)
+    plain, other = run(text), run(text._replace(features=text.features[::-1].copy()))
+    assert abs(plain - other)[0].max() > 1e-3
+    behind = text._replace(features=np.where(text.mask[..., None], text.features, 7.0))
+    np.testing.assert_array_equal(plain, run(behind))
+
+
+def test_an_empty_text_is_what_representations_are_of(told, batch):
+    null = TOLD.null(3)
+    np.testing.assert_array_equal(
+        of_text(told, batch["bits"], null, batch["mask"]),
+        of_text(told, batch["bits"], texts(0, 0, 0), batch["mask"]),
+    )
+    run = jax.jit(lambda *a: TOLD.apply(told, *a, method="features_all"))
+    every = run(batch["bits"], null)
+    assert every.shape == (2, 3, 6, 16)
+    pooled = TOLD.apply(told, batch["bits"], method="pooled")
+    np.testing.assert_allclose(pooled, every.mean(2).swapaxes(0, 1), atol=1e-5)
+
+
+def test_training_on_texts_reaches_every_parameter(told, batch):
+    inner = (batch["mask"], batch["x_t"], batch["t"])
+
+    def loss(params, text):
+        logits = TOLD.apply({**told, "params": params}, batch["bits"], text, *inner)
+        return (logits * batch["mask"][..., None]).var()
+
+    flat = flatten_dict(jax.jit(jax.grad(loss))(told["params"], texts(3, 1, 0)))
+    assert all(np.isfinite(g).all() and np.abs(g).max() > 0 for g in flat.values())
+
+
+def test_a_causal_model_reads_its_text_first(told, batch):
+    model = TOLD.clone(mixer="causal_attention", parent=None)
+    run = jax.jit(
+        lambda bits, text: model.apply(
+            told, bits, model.apply(told, text, method="condition"), None, method="hidden"
+        )
+    )
+    text = texts(4, 2, 1)
+    plain = run(batch["bits"], text)
+    bits = batch["bits"].copy()
+    bits[:, 3] = 1 - bits[:, 3]
+    change = abs(run(bits, text) - plain).max(axis=(0, 2))
+    assert not change[:4].any() and (change[4:] > 1e-4).all()
+    other = run(batch["bits"], text._replace(features=-text.features))
+    assert (abs(other - plain).max(axis=(1, 2)) > 1e-3).all()
+
+
+@pytest.mark.parametrize("model, given", [(MODEL, texts(1)), (TOLD, np.zeros(1, int))])
+def test_the_other_kind_of_condition_is_refused(model, given):
+    bits, _, *rest = inputs(model)
+    with pytest.raises(ValueError, match="is conditioned on"):
+        jax.eval_shape(model.init, jax.random.key(0), bits, given, *rest)
+
+
+def test_texts_have_tokens_and_features():
+    with pytest.raises(UserError, match=r"text=\(3,\) is not \(tokens, features\)"):
+        wrong = MODEL.clone(text=(3,), parent=None)
+        jax.eval_shape(wrong.init, jax.random.key(0), *inputs(wrong))
+
+
+def test_its_own_grid_changes_nothing(variables):
+    assert at_grid(MODEL, (2, 3)) == MODEL
+    assert variables_for_grid(MODEL, variables, (2, 3)) is variables
+
+
+@pytest.mark.parametrize("grid", [(4, 6), (3, 5), (1, 1)])
+def test_another_grid_scales_the_positions_alone(variables, grid):
+    found = variables_for_grid(MODEL, variables, grid)
+    flat, plain = flatten_dict(found["params"]), flatten_dict(variables["params"])
+    assert flat.pop(("position",)).shape == (grid[0] * grid[1], 16)
+    assert all(flat[path] is plain[path] for path in flat)
+    wanted = at_grid(MODEL, grid)
+    shapes = jax.eval_shape(wanted.init, jax.random.key(0), *inputs(wanted))
+    assert jax.tree.map(jnp.shape, nn.unbox(shapes)) == jax.tree.map(jnp.shape, found)
+
+
+def test_ramps_survive_a_finer_grid_and_back():
+    net = MODEL.clone(grid=(8, 8), parent=None)
+    slopes = np.random.default_rng(5).normal(size=(2, 16))
+    ramp = np.moveaxis(np.indices((8, 8)), 0, -1).reshape(64, 2) @ slopes
+    before = {"params": {"position": jnp.asarray(ramp, jnp.float32)}}
+    finer = variables_for_grid(net, before, (16, 16))
+    after = variables_for_grid(at_grid(net, (16, 16)), finer, (8, 8))["params"]["position"]
+    error = abs(after - ramp).reshape(8, 8, 16)
+    # What lies beyond the border is not known: near it a ramp may be off by what one step climbs.
+    assert error[3:-3, 3:-3].max() < 1e-5
+    assert (error < abs(slopes).sum(0)).all()
+    # Pixel centres, not corners, lie on each other.
+    inner = finer["params"]["position"].reshape(16, 16, 16)[5, 4:6]
+    places = np.array([[2.25, 1.75], [2.25, 2.25]])
+    np.testing.assert_allclose(inner, places @ slopes, atol=1e-5)
+
+
+def test_rotations_come_closer_or_go_on():
+    closer, on = at_grid(MODEL, (4, 6)), at_grid(MODEL, (4, 6), "extrapolated")
+    assert (closer.rope_grid, on.rope_grid) == ((2, 3), None)
+    assert at_grid(closer, (8, 12)).rope_grid == (2, 3)
+    assert at_grid(closer, (2, 3)) == MODEL
+    with pytest.raises(UserError, match="positions='nearest' is not known"):
+        at_grid(MODEL, (4, 6), "nearest")
+
+
+@pytest.mark.parametrize("positions", ["interpolated", "extrapolated"])
+def test_a_model_runs_at_another_grid(variables, positions):
+    net = at_grid(MODEL, (4, 6), positions)
+    logits = net.apply(variables_for_grid(MODEL, variables, (4, 6)), *inputs(net))
+    assert logits.shape == (1, 24, 5) and np.isfinite(logits).all()
+
+
+def test_positions_must_be_those_of_the_model(variables):
+    with pytest.raises(ValueError, match=r"position \(6, 16\) is not \(24, 16\)"):
+        variables_for_grid(at_grid(MODEL, (4, 6)), variables, (8, 12))

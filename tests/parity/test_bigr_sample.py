@@ -91,7 +91,7 @@ def test_generation(model, variables, compact):
     )
     run = jax.jit(
         lambda variables: sample_masked(
-            steps(model, variables), draws, SCHEDULE, SAMPLING, compact=compact, groups=3
+            steps(model, variables), draws, SCHEDULE, SAMPLING, compact=compact, block=4
         )
     )
     found = run(variables)
