@@ -10,13 +10,19 @@ from bigr_jax.errors import UserError
 
 
 def define(values: flags.FlagValues) -> None:
-    """Declares --workdir, --out, --classes, --per_class and --seed."""
+    """Declares --workdir, --out, --classes, --captions, --per_class and --seed."""
     flags.DEFINE_string("workdir", None, "folder that `bigr train` filled", flag_values=values)
     flags.DEFINE_string(
         "out", None, "PNG to write; default in the work directory", flag_values=values
     )
     flags.DEFINE_string(
         "classes", "all", "numbers of classes, 3,5; default all", flag_values=values
+    )
+    flags.DEFINE_string(
+        "captions",
+        "",
+        "of a model that is told in words: a caption a row, 'three and seven; nine and one'",
+        flag_values=values,
     )
     flags.DEFINE_integer(
         "per_class", 8, "pictures of each class; default 8", lower_bound=1, flag_values=values
@@ -33,7 +39,8 @@ def run(arguments: Arguments) -> None:
     cache_compilations()
     from bigr_jax.train import commands
 
-    how = (labels, given.per_class, given.seed, arguments.overrides)
+    captions = [words.strip() for words in given.captions.split(";") if words.strip()]
+    how = (labels, given.per_class, given.seed, arguments.overrides, captions)
     print(commands.sample(workdir, given.out, *how))
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -116,6 +117,15 @@ class CodeGenerator:
         codes = sample_codes(self.net, variables, key, self.asked(labels), *how)
         return decode(self.tokenizer, given["tokenizer"], codes)
 
+    def describing(self, texts: Text) -> Callable[..., Array]:
+        """Returns a function like `sample` that takes numbers of `texts` in place of labels."""
+        known = jax.tree.map(jnp.asarray, texts)
+
+        def sample(variables: Any, key: Array, numbers: Array, given: Given) -> Array:
+            return self.sample(variables, key, jax.tree.map(lambda x: x[numbers], known), given)
+
+        return sample
+
     def report(self, variables: Any, key: Array, data: Any, given: Given) -> Report:
         """See `Method`; a row of samples per class or caption, what the referee says, and linear
         probes.
@@ -132,12 +142,7 @@ class CodeGenerator:
 
         if self.net.text:
             rows = distinct(test)
-            text = jax.tree.map(jnp.asarray, self.condition(test.gather(rows)))
-
-            def described(variables: Any, key: Array, numbers: Array, given: Given) -> Array:
-                asked = jax.tree.map(lambda x: x[numbers], text)
-                return self.sample(variables, key, asked, given)
-
+            described = self.describing(self.condition(test.gather(rows)))
             found = caption_report(
                 lambda numbers: draw(numbers, described), rows, test, self.per_class, read
             )

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from bigr_jax import pictures
+from bigr_jax.api import Array, Method
+from bigr_jax.data.captioned import FEATURES, WORDS, text_features
 from bigr_jax.errors import UserError
 from bigr_jax.generate.batched import sample_in_batches
+from bigr_jax.nn.embed import Text
 from bigr_jax.train.loop import scope
 from bigr_jax.train.run import Run, opened
 from bigr_jax.train.workdir import mesh_of
@@ -62,35 +66,57 @@ def sample(
     per_class: int,
     seed: int,
     overrides: Mapping[str, str] | None = None,
+    captions: Sequence[str] = (),
 ) -> str:
-    """Draws a grid, a row per class, from a work directory and returns the path of the PNG.
+    """Draws a grid, a row per class or caption, from a work directory and returns the path of the
+    PNG.
 
     overrides  {"sample.cfg_scale": "2.5"}: settings of the config's `sample` section
+    captions   what a model that is conditioned on texts shall draw, in place of labels
     """
     run = opened(workdir, overrides)
     name = next((n for n in reversed(run.methods) if run.methods[n].sample is not None), None)
     if name is None:
         raise UserError(f"{run.config.slug} draws nothing: none of its stages has a sampler")
-    count = run.config.data.num_classes
-    rows = list(range(count)) if labels is None else list(labels)
-    for label in rows:
-        if not 0 <= label < count:
-            raise UserError(f"--classes={label}: classes are 0 to {count - 1}")
-    method, given, variables = run.methods[name], run.given(name), run.variables(name)
-    assert method.sample is not None
+    draw, names = _drawing(run, run.methods[name], labels, captions)
+    rows = list(range(len(names))) if captions or labels is None else list(labels)
+    given, variables = run.given(name), run.variables(name)
     with scope(run.mesh):
         images = sample_in_batches(
-            method.sample,
+            draw,
             variables,
             jax.random.key(seed),
             np.repeat(rows, per_class),
             given,
             min(DRAWN_AT_ONCE, len(rows) * per_class),
         )
-    names = [run.sources["train"].info.class_names[label] for label in rows]
     path = out or os.path.join(workdir, f"samples-seed{seed}.png")
-    pictures.save_png(path, pictures.grid(images, per_class, names=names))
+    shown = [names[row] for row in rows]
+    pictures.save_png(path, pictures.grid(images, per_class, names=shown))
     return path
+
+
+def _drawing(
+    run: Run, method: Method, labels: Sequence[int] | None, captions: Sequence[str]
+) -> tuple[Callable[..., Array], Sequence[str]]:
+    """Returns the function that draws rows by their numbers, and the rows' names."""
+    assert method.sample is not None
+    wanted = getattr(getattr(method.model, "net", None), "text", ())
+    if wanted and not captions:
+        raise UserError("--captions is missing: this model draws what a text says")
+    if captions and wanted != (WORDS, FEATURES):
+        raise UserError(
+            f"--captions={';'.join(captions)}: this model "
+            + ("reads the features of another encoder" if wanted else "draws classes: --classes")
+        )
+    if captions:
+        features, mask = map(jnp.asarray, text_features(captions))
+        return method.model.describing(Text(features, mask)), captions
+    count = run.config.data.num_classes
+    for label in labels or ():
+        if not 0 <= label < count:
+            raise UserError(f"--classes={label}: classes are 0 to {count - 1}")
+    return method.sample, run.sources["train"].info.class_names
 
 
 def _window(profile: str | None) -> tuple[int, int] | None:

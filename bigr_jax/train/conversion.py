@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Mapping
@@ -88,7 +89,7 @@ def _described(section: Any) -> dict[str, Source] | None:
     return {
         split: Described(
             {"info": info._asdict(), "examples": count, "spec": spec},
-            lambda split=split: open_source(section, split),
+            functools.partial(open_source, section, split),
         )
         for split, count in examples.items()
     }

@@ -242,10 +242,12 @@ def test_eval_prints_every_number(calls: list[Any], capsys: pytest.CaptureFixtur
 
 def test_sample_hands_on_overrides(calls: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
     assert printed(capsys, "sample", "--workdir=w") == "somewhere/grid.png\n"
-    assert calls.pop() == ("w", None, None, 8, 0, {})
+    assert calls.pop() == ("w", None, None, 8, 0, {}, [])
     flags = ["--out=o.png", "--classes=3,5", "--per_class=2", "--seed=7"]
     printed(capsys, "sample", "--workdir=w", *flags, "--config.sample.cfg_scale=2.5")
-    assert calls.pop() == ("w", "o.png", [3, 5], 2, 7, {"sample.cfg_scale": "2.5"})
+    assert calls.pop() == ("w", "o.png", [3, 5], 2, 7, {"sample.cfg_scale": "2.5"}, [])
+    printed(capsys, "sample", "--workdir=w", "--captions=three and one; nine and two;")
+    assert calls.pop()[-1] == ["three and one", "nine and two"]
 
 
 def test_show_prints_every_setting_and_what_was_changed(
