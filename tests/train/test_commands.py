@@ -37,7 +37,8 @@ def test_captions_are_drawn_row_by_row():
     draw, names = _drawing(run(), method((WORDS, FEATURES)), None, captions)
     assert names == captions
     expected = text_features(captions)[0].sum((1, 2))
-    np.testing.assert_allclose(draw(None, None, jnp.array([1, 0]), None), expected[[1, 0]], rtol=1e-6)
+    drawn = draw(None, None, jnp.array([1, 0]), None)
+    np.testing.assert_allclose(drawn, expected[[1, 0]], rtol=1e-6)
 
 
 def test_classes_are_drawn_by_the_method_itself():
