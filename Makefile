@@ -1,5 +1,6 @@
 # make quickstart   from a fresh clone to a trained model and a picture; run again, it goes on
 # make test         what CI runs: ruff, mypy, pytest
+# make test-demo    the page of `bigr demo` in a real browser, chromium
 # make test PYTHON=python3.12 VENV=.venv/latest REQUIREMENTS=requirements/latest.txt
 
 PYTHON ?= python3
@@ -8,13 +9,20 @@ REQUIREMENTS ?= requirements/min.txt
 WORKERS ?= 2
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test test-demo lint clean
 
 quickstart: $(VENV)/run.stamp
 	$(BIN)/bigr train --config=bigr:small --workdir=runs/quickstart
 
 test: lint
 	BIGR_TEST_CACHE=$(CURDIR)/.cache/jax $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+# Apart, since gradio wants an older Pillow, and a chromium that is not a package of Python's.
+test-demo:
+	$(PYTHON) -m venv .venv/demo
+	.venv/demo/bin/python -m pip install --quiet --disable-pip-version-check \
+		--editable '.[test,browser]'
+	.venv/demo/bin/python -m pytest tests/demo tests/cli/test_cli_demo.py
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check

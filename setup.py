@@ -59,7 +59,9 @@ setup(
         ],
         "tpu": ["jax[tpu]>=0.10.2"],
         "cuda": ["jax[cuda13]>=0.10.2"],
-        "demo": ["gradio"],
+        "demo": ["gradio>=6.31,<7"],
+        # Drives the demo's page in the chromium of the system.
+        "browser": ["bigr_jax[demo]", "playwright>=1.65"],
         "docs": ["mkdocs-material"],
     },
     entry_points={"console_scripts": ["bigr = bigr_jax.cli.main:main"]},
