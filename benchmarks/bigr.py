@@ -1,56 +1,51 @@
 """Seconds per image of BiGR's sampler, against the plain way of writing it.
 
-    python benchmarks/bigr.py [--variant=small] [--images=16] [--repeats=3]
-                              [--orders=entropy,random,raster] [--workdir=DIR]
+    python benchmarks/bigr.py [--variant=small] [--narrow=1] [--set=KEY=VALUE ...] [--images=16]
+                              [--repeats=3] [--orders=entropy,random,raster] [--workdir=DIR]
+    python benchmarks/bigr.py --variant=paper --narrow=4 --images=2   # BiGR-L, a quarter as wide
 
 The sampler (`generate.masked.sample_masked`) is one compiled program, in which the transcoder runs
 on the tokens that still need it. The plain form is a loop in Python over iterations and denoising
 steps, each piece compiled on its own, the transcoder on all tokens every time. Both are given the
 same random numbers and must give the same bits, or nothing is timed and the exit status is 1.
 
-Weights are random unless --workdir names a finished run; the time does not depend on them.
+Weights are random unless --workdir names a finished run.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import itertools
 import os
-import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scaled
+from timing import HEADER, compared, interleaved, positive, table
 
 from bigr_jax import config as configs
-from bigr_jax import registry
-from bigr_jax.config import build
 from bigr_jax.errors import UserError
 from bigr_jax.generate.bernoulli import predict_bits
+from bigr_jax.generate.codes import steps
 from bigr_jax.generate.draws import KeyDraws
 from bigr_jax.generate.guidance import pair, twice
 from bigr_jax.generate.masked import (
     Generated,
     MaskedSampling,
-    Steps,
     confidence,
     remaining_counts,
     sample_masked,
 )
-from bigr_jax.models.binary_autoencoder import BinaryAutoencoder
 from bigr_jax.ops.bernoulli import posterior, sampling_times
 
 ORDERS = ("entropy", "random", "raster")
 # Where the config has no guidance, that of the published BiGR-L is timed beside none.
 GUIDANCE = 2.5
-NULL_CLASSES = 1000
 
 Array = jax.Array
 Form = Callable[[Any, Array, Array], Generated]
@@ -60,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Checks and times all settings; returns the exit status."""
     given = arguments(argv)
     try:
-        model, variables = trained(given.workdir) if given.workdir else untrained(given.variant)
+        model, variables = trained(given.workdir) if given.workdir else untrained(given)
     except UserError as error:
         print(f"bigr: {error}", file=sys.stderr)
         return 2
@@ -80,31 +75,27 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return 1
             cases[order, guidance] = forms
     print(f"equal: both forms draw the same bits in the same order, {len(cases)} settings\n")
-    print("| order | cfg_scale | form | seconds per image | ratio |\n|---|---|---|---|---|")
+    rows = []
     for (order, guidance), forms in cases.items():
-        taken = seconds(forms, variables, labels, given.repeats)
-        for form, value in taken.items():
-            ratio = taken["plain"] / value
-            print(f"| {order} | {guidance:g} | {form} | {value:.3g} | {ratio:.2f} |", flush=True)
+        turns = {
+            name: lambda turn, form=form: form(variables, jax.random.key(turn), labels)
+            for name, form in forms.items()
+        }
+        taken = interleaved(turns, given.repeats, warm=0)
+        rows += [[order, f"{guidance:g}", *row] for row in compared(taken, "plain", given.images)]
+    print(table(["order", "cfg_scale", *HEADER], rows))
     return 0
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--variant", default="small", help="of the config; default small")
+    scaled.add_arguments(parser)
     parser.add_argument("--images", type=positive, default=16, help="drawn at once; default 16")
     parser.add_argument("--repeats", type=positive, default=3, help="of every timing; default 3")
     parser.add_argument("--orders", type=orders, default=ORDERS, help="default all three")
     parser.add_argument("--workdir", help="a finished run, instead of a variant")
     return parser.parse_args(argv)
-
-
-def positive(text: str) -> int:
-    """Reads a whole number, 1 or more; any other is refused by argparse."""
-    if int(text) < 1:
-        raise ValueError(text)
-    return int(text)
 
 
 def orders(text: str) -> tuple[str, ...]:
@@ -115,23 +106,10 @@ def orders(text: str) -> tuple[str, ...]:
     return names
 
 
-def untrained(variant: str) -> tuple[Any, Any]:
-    """Returns the generator of a variant with random weights."""
-    config = configs.copy(configs.load(f"bigr:{variant}"))
-    # The data tell channels and classes; neither changes what a token costs.
-    config.data.channels = config.data.channels or 3
-    config.data.num_classes = config.data.num_classes or NULL_CLASSES
-    model = generator(config)
-    init = functools.partial(model.init, batch={"label": jnp.zeros(1, int)}, given={})
-    shapes, rng = nn.meta.unbox(jax.eval_shape(init, jax.random.key(0))), np.random.default_rng(0)
-
-    # Not as in training, where the last layer starts at zero: all tokens would be alike, and any
-    # form equal to any other.
-    def noise(path: Any, x: Any) -> Array:
-        values = 0.05 * rng.standard_normal(x.shape, np.float32)
-        return jnp.asarray(values + 1.0 if path[-1].key == "scale" else values, x.dtype)
-
-    return model, jax.tree.map_with_path(noise, shapes)
+def untrained(given: argparse.Namespace) -> tuple[Any, Any]:
+    """Returns the generator that the command line asks for, with random weights."""
+    model = scaled.generator(scaled.given_config(given))
+    return model, scaled.noise(scaled.shapes(model))
 
 
 def trained(workdir: str) -> tuple[Any, Any]:
@@ -139,29 +117,19 @@ def trained(workdir: str) -> tuple[Any, Any]:
     from bigr_jax.train.run import Run
 
     run = Run(configs.load_json(os.path.join(workdir, "config.json")), workdir)
-    return generator(run.config), run.variables("generator")
-
-
-def generator(config: Any) -> Any:
-    """Returns the experiment's `Generator`, without a referee."""
-    data = config.data
-    tokenizer = build(
-        BinaryAutoencoder, config.tokenizer, image_size=data.size, channels=data.channels
-    )
-    return registry.run_file(registry.locate("experiments", "bigr")).generator(
-        config, tokenizer, None
-    )
+    return run.methods["generator"].model, run.variables("generator")
 
 
 def describe(model: Any, given: argparse.Namespace) -> None:
     """Prints what is timed, and on what."""
     net, sampling = model.net, model.sampling
     weights = f"weights of {given.workdir}" if given.workdir else "random weights"
+    name = given.workdir or f"bigr:{given.variant}"
     print(
-        f"{given.workdir or 'bigr:' + given.variant}: {net.length} tokens of {net.bits} bits, "
+        f"{name}: width {net.width}, {net.length} tokens of {net.bits} bits, "
         f"{sampling.iterations} iterations of {sampling.denoise_steps} denoising steps, {weights}\n"
         f"{given.images} images at once on {jax.devices()[0].device_kind}, jax {jax.__version__}; "
-        f"median of {given.repeats}, compiled beforehand"
+        f"seconds per image, median of {given.repeats}"
     )
 
 
@@ -171,9 +139,10 @@ def compiled(model: Any, sampling: MaskedSampling) -> Form:
     def draw(variables: Any, key: Array, labels: Array) -> Generated:
         net = model.net.bind(variables)
         condition = conditions(net, labels, sampling.guided)
-        steps = Steps(lambda bits, mask: net.hidden(bits, condition, mask), net.denoise)
         draws = KeyDraws(key, (len(labels), net.length, net.bits))
-        return sample_masked(steps, draws, model.schedule, sampling, target=net.target)
+        return sample_masked(
+            steps(net, condition), draws, model.schedule, sampling, target=net.target
+        )
 
     return jax.jit(draw)
 
@@ -275,19 +244,6 @@ def difference(a: Generated, b: Generated) -> str:
     if not bits + places:
         return ""
     return f"{bits} of {a.bits.size} bits, {places} of {a.iteration.size} places in the order"
-
-
-def seconds(
-    forms: dict[str, Form], variables: Any, labels: Array, repeats: int
-) -> dict[str, float]:
-    """Returns the median seconds per image of every form; the forms take turns."""
-    taken: dict[str, list[float]] = {name: [] for name in forms}
-    for repeat in range(repeats):
-        for name, form in forms.items():
-            begin = time.perf_counter()
-            jax.block_until_ready(form(variables, jax.random.key(repeat), labels))
-            taken[name].append((time.perf_counter() - begin) / len(labels))
-    return {name: statistics.median(values) for name, values in taken.items()}
 
 
 if __name__ == "__main__":
