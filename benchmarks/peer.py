@@ -9,6 +9,10 @@ draws in two ways, with the transcoder on all tokens as published, and on the un
 The weights are moved over with `interop.torch.to_torch`. First both must give the same logits,
 losses, gradients and, in a short run on the same random numbers, the same bits; else nothing is
 timed and the exit status is 1. Needs PyTorch; nothing else here does.
+
+PyTorch's threads wait for each other many times in every step: beside another busy program they
+are slower many times over, which says nothing of either. Time it on an idle machine, or put before
+the command `taskset -c 0`, which leaves both a single core.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -27,6 +32,7 @@ import optax
 import scaled
 from timing import HEADER, compared, interleaved, positive, repeated, table
 
+from bigr_jax import config as configs
 from bigr_jax.errors import UserError
 from bigr_jax.generate.codes import steps
 from bigr_jax.generate.draws import Draws, KeyDraws, RecordedDraws
@@ -58,14 +64,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"peer: {error}", file=sys.stderr)
         return 2
-    model = scaled.generator(config)
+    # PyTorch keeps all that the backward pass needs; so does this.
+    model = scaled.generator(configs.override(config, {"model.remat": "none"}))
     variables = scaled.noise(scaled.shapes(model))
     theirs = peer_torch.BiGR(model.net, config.diffusion.steps)
     theirs.take({name: torch.tensor(x) for name, x in to_torch(model.net, variables).items()})
     print(
         f"bigr:{given.variant}, widths divided by {given.narrow}: width {model.net.width}, depth "
         f"{model.net.depth}, {model.net.length} tokens of {model.net.bits} bits; "
-        f"jax {jax.__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads"
+        f"jax {jax.__version__}, torch {torch.__version__}, "
+        f"{torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}"
     )
     for name in given.parts:
         wrong = PARTS[name](given, model, variables, theirs)
@@ -176,6 +184,8 @@ def their_steps(
         def loss(net: Any = net) -> Any:
             return net.loss(net.logits(*tensors), *tensors)
 
+        # Its workers would be forked from a process that has JAX's threads.
+        torch._inductor.config.compile_threads = 1
         forward = torch.compile(loss) if how else loss
 
         def once(turn: int, forward: Any = forward, optimizer: Any = optimizer) -> float:
