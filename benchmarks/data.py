@@ -118,7 +118,7 @@ def loader(records: Records, batch: int, threads: int) -> Any:
 def dataset(records: Records, batch: int, threads: int) -> Any:
     """Returns the same as a pipeline of grain's newer interface."""
     examples: Any = grain.MapDataset.source(records).shuffle(seed=0).repeat()
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(4, threads))
     return examples.batch(batch, drop_remainder=True).to_iter_dataset(options)
 
 
