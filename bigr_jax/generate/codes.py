@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
 
-from bigr_jax.generate.draws import Draws, KeyDraws
+from bigr_jax.generate.draws import Draws, KeyDraws, RowDraws
 from bigr_jax.generate.guidance import pair
 from bigr_jax.generate.masked import Known, MaskedSampling, Steps, sample_masked
 from bigr_jax.models.bigr import BiGR
@@ -76,40 +75,3 @@ def steps(model: BiGR, condition: Any) -> Steps:
         lambda bits, mask: denoiser.project(model.hidden(bits, condition, mask)),
         lambda x_t, t, projected: denoiser.step(x_t, t - 1, projected),
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class RowDraws:
-    """Draws of which every image has its own key: what an image gets depends on no other.
-
-    Attributes:
-      keys: typed keys [batch].
-      tokens: (N, K).
-    """
-
-    keys: Array
-    tokens: tuple[int, int]
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """See `Draws`."""
-        return len(self.keys), *self.tokens
-
-    def order(self) -> Array:
-        """See `Draws`."""
-        return self._rows(lambda draws: draws.order())
-
-    def denoise(self, iteration: Array | int, step: Array | int) -> Array:
-        """See `Draws`."""
-        return self._rows(lambda draws: draws.denoise(iteration, step))
-
-    def gumbel(self, iteration: Array | int) -> Array:
-        """See `Draws`."""
-        return self._rows(lambda draws: draws.gumbel(iteration))
-
-    def bits(self, iteration: Array | int) -> Array:
-        """See `Draws`."""
-        return self._rows(lambda draws: draws.bits(iteration))
-
-    def _rows(self, draw: Callable[[KeyDraws], Array]) -> Array:
-        return jax.vmap(lambda key: draw(KeyDraws(key, (1, *self.tokens)))[0])(self.keys)

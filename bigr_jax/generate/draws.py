@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Protocol
 
 import jax
@@ -106,3 +107,40 @@ class RecordedDraws:
     def bits(self, iteration: Array | int) -> Array:
         """See `Draws`."""
         return jnp.asarray(self.bit_uniforms)[iteration]
+
+
+@dataclasses.dataclass(frozen=True)
+class RowDraws:
+    """Draws of which every image has its own key: what an image gets depends on no other.
+
+    Attributes:
+      keys: typed keys [batch].
+      tokens: (N, K).
+    """
+
+    keys: Array
+    tokens: tuple[int, int]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """See `Draws`."""
+        return len(self.keys), *self.tokens
+
+    def order(self) -> Array:
+        """See `Draws`."""
+        return self._rows(lambda draws: draws.order())
+
+    def denoise(self, iteration: Array | int, step: Array | int) -> Array:
+        """See `Draws`."""
+        return self._rows(lambda draws: draws.denoise(iteration, step))
+
+    def gumbel(self, iteration: Array | int) -> Array:
+        """See `Draws`."""
+        return self._rows(lambda draws: draws.gumbel(iteration))
+
+    def bits(self, iteration: Array | int) -> Array:
+        """See `Draws`."""
+        return self._rows(lambda draws: draws.bits(iteration))
+
+    def _rows(self, draw: Callable[[KeyDraws], Array]) -> Array:
+        return jax.vmap(lambda key: draw(KeyDraws(key, (1, *self.tokens)))[0])(self.keys)
