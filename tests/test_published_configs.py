@@ -1,12 +1,16 @@
 """The published configs build whole, without allocating: sizes, optimizers, patterns, durations."""
 
+import math
+
 import jax
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh, AxisType
 
 from bigr_jax import config
 from bigr_jax.errors import UserError
 from bigr_jax.interop.torch import published
+from bigr_jax.train import sharding
 from bigr_jax.train.run import Run
 
 # Published transformer, published tokenizer, batch.
@@ -43,6 +47,24 @@ def test_published_variant_builds(variant, images, tmp_path):
     assert run.plan("tokenizer").total == 1_000_000
     leaves = jax.tree.leaves(plan.abstract.variables)
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
+    for stage in ("generator", "tokenizer"):
+        for share in shares(run, stage, fsdp=8):
+            assert 1 / 8 <= share <= 1 / 8 + 0.02
+
+
+def shares(run, stage, **sizes):
+    """Returns what one device of a mesh keeps of the parameters' bytes, and of the optimizer's."""
+    shape = tuple(sizes.get(axis, 1) for axis in sharding.AXES)
+    mesh = AbstractMesh(shape, sharding.AXES, axis_types=(AxisType.Auto,) * len(shape))
+    abstract = run.plan(stage).abstract
+    placed = sharding.place(run.boxed(stage), mesh)
+    params, optimizer = abstract.variables["params"], abstract.opt_state
+    likewise = sharding.place_like(optimizer, params, placed["params"], mesh)
+    for tree, places in ((params, placed["params"]), (optimizer, likewise)):
+        pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(places), strict=True)
+        sizes = [(leaf.size, math.prod(where.shard_shape(leaf.shape))) for leaf, where in pairs]
+        whole, part = map(sum, zip(*sizes, strict=True))
+        yield part / whole
 
 
 def test_gradients_of_a_step_of_its_own_are_not_accumulated(tmp_path):

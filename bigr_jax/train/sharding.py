@@ -15,6 +15,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from bigr_jax.errors import UserError, one_of
@@ -36,15 +37,20 @@ RULES: Mapping[str, str | tuple[str, ...] | None] = {
 }
 LINEN_RULES = tuple(RULES.items())
 REPLICATED_LIMIT = 0.02
+# Less than this on every device is no loss, whatever its share of a small model.
+REPLICATED_BYTES = 1 << 20
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Returns the mesh over the axes `data, fsdp, model, seq`; one size may be -1: all devices that
     are left.
 
-    Raises UserError when the sizes do not multiply to the number of devices.
+    Of several TPU slices, the data axis crosses the slow network between them, the other axes stay
+    within one. Raises UserError when the sizes do not multiply to the number of devices, and where
+    the slices do not divide the data axis.
     """
-    count = len(devices or jax.devices())
+    devices = list(jax.devices() if devices is None else devices)
+    count = len(devices)
     for name in sizes:
         if name not in AXES:
             raise one_of("mesh axis", name, AXES)
@@ -59,6 +65,10 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
         raise UserError(
             f"mesh {given} does not fit {count} device(s): the sizes must multiply to {count}"
         )
+    # GPUs have the number of their node there, and a network between nodes that fsdp can use.
+    slices = len({getattr(d, "slice_index", 0) for d in devices if d.platform == "tpu"})
+    if slices > 1:
+        return _over_slices(shape, slices, devices)
     return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * 4, devices=devices)
 
 
@@ -72,6 +82,13 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def root_key(seed: int, mesh: Mesh) -> jax.Array:
+    """Returns `jax.random.key(seed)`, whole on every device of a mesh, which may span hosts."""
+    data = np.asarray(jax.random.key_data(jax.random.key(seed)))
+    placed = jax.make_array_from_callback(data.shape, replicated(mesh), lambda index: data[index])
+    return jax.random.wrap_key_data(placed)
+
+
 def path_name(path: Sequence[Any]) -> str:
     """Returns a tree path as "params/encoder/kernel"."""
     return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
@@ -83,7 +100,7 @@ def place(variables: Any, mesh: Mesh, overrides: Sequence[tuple[str, tuple[Any, 
 
     overrides  (regex over the path, mesh axes per dimension) pairs, first match wins
     Raises UserError for a pattern that matches nothing, an axis that does not divide, and more than
-    2 % of the bytes left whole on an fsdp mesh.
+    2 % of the bytes, and 1 MiB, left whole on an fsdp mesh.
     """
     leaves, treedef = jax.tree_util.tree_flatten_with_path(
         variables, is_leaf=lambda x: isinstance(x, nn.meta.AxisMetadata)
@@ -131,6 +148,17 @@ def place_like(tree: Any, params: Any, shardings: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(lookup, tree)
 
 
+def _over_slices(shape: Sequence[int], slices: int, devices: Sequence[jax.Device]) -> Mesh:
+    if shape[0] % slices:
+        raise UserError(
+            f"mesh data={shape[0]} does not divide over {slices} slices: only the data axis "
+            "crosses the network between them, so it must be a multiple of their number"
+        )
+    within, across = (shape[0] // slices, *shape[1:]), (slices, 1, 1, 1)
+    grid = mesh_utils.create_hybrid_device_mesh(within, across, devices)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 4)
+
+
 def _overridden(
     name: str, shape: tuple[int, ...], mesh: Mesh, overrides: Sequence[Any], used: set[str]
 ) -> list[Any] | None:
@@ -168,7 +196,7 @@ def _fallback(spec: list[Any], shape: tuple[int, ...], mesh: Mesh) -> list[Any]:
 
 def _refuse_replication(whole: list[tuple[int, str]], total: int) -> None:
     size = sum(item for item, _ in whole)
-    if total and size > REPLICATED_LIMIT * total:
+    if size > max(REPLICATED_LIMIT * total, REPLICATED_BYTES):
         largest = ", ".join(name for _, name in sorted(whole, reverse=True)[:5])
         raise UserError(
             f"{size / total:.1%} of the parameter bytes would lie whole on every device of the "

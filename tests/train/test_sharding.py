@@ -65,9 +65,15 @@ def test_overrides_win_and_must_match():
 
 
 def test_too_many_replicated_bytes_are_refused_by_name():
-    variables = {"big": boxed((7, 9), None, None), "small": boxed((8, 8), "embed", None)}
-    with pytest.raises(UserError, match=r"whole on every device.*big"):
+    variables = {"odd": boxed((701, 901), None, None), "even": boxed((4096, 800), "embed", None)}
+    with pytest.raises(UserError, match=r"^16\.2% .*whole on every device.*: odd$"):
         sharding.place(variables, mesh(fsdp=4))
+    sharding.place({**variables, "even": boxed((40960, 800), "embed", None)}, mesh(fsdp=4))
+
+
+def test_what_is_small_may_be_replicated():
+    variables = {"odd": boxed((7, 9), None, None), "even": boxed((8, 8), "embed", None)}
+    assert specs(variables, mesh(fsdp=4))["odd"] == PartitionSpec(None, None)
 
 
 def test_optimizer_state_lies_where_its_parameter_lies():
