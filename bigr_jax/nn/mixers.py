@@ -15,16 +15,26 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 from jax.typing import DTypeLike
 
 from bigr_jax.errors import one_of
 from bigr_jax.nn.attention import Attention
+from bigr_jax.nn.hydra import Hydra
+
+
+def _hydra(*, heads: int, **options: Any) -> nn.Module:
+    # Its heads have 64 channels, as published; those of attention are given.
+    del heads
+    return Hydra(**options)
+
 
 MIXERS: dict[str, Callable[..., nn.Module]] = {
     "attention": Attention,
     "causal_attention": functools.partial(Attention, causal=True),
+    "hydra": _hydra,
 }
 # Those through which a token sees none that come after it.
 CAUSAL = frozenset({"causal_attention"})

@@ -21,18 +21,21 @@ from bigr_jax.nn.mixers import MIXERS
 from bigr_jax.train import sharding
 from bigr_jax.train.loop import scope
 
-SIDE = 32
+# With the class token, just below 8 x 128 and 8 x 256: whole chunks on every device.
+SIDES = {"hydra": 45}
+SIDE = 31
 
 
 def network(mixer: str) -> BiGR:
+    side = SIDES.get(mixer, SIDE)
     return BiGR(
-        depth=2, width=128, heads=4, bits=16, grid=(SIDE, SIDE), num_classes=10,
+        depth=2, width=128, heads=4, bits=16, grid=(side, side), num_classes=10,
         head_width=64, head_blocks=1, dropout=0.0, mixer=mixer,
     )  # fmt: skip
 
 
-def inputs() -> tuple[Any, ...]:
-    rng, tokens = np.random.default_rng(0), SIDE * SIDE
+def inputs(tokens: int) -> tuple[Any, ...]:
+    rng = np.random.default_rng(0)
     bits = rng.integers(0, 2, (2, 2, tokens, 16), np.int32)
     mask, t = rng.random((2, tokens)) < 0.5, rng.integers(1, 9, (2, tokens), np.int32)
     return bits[0], np.array([3, 7], np.int32), mask, bits[1], t
@@ -43,7 +46,8 @@ def observed(mixer: str) -> dict[str, Any]:
     difference between the gradients that they compute, relative to the largest value of each.
     """
     net, found = network(mixer), []
-    boxed = jax.eval_shape(net.init, jax.random.key(0), *inputs())
+    examples = inputs(net.length)
+    boxed = jax.eval_shape(net.init, jax.random.key(0), *examples)
     # What begins as zero would hide the rest.
     start = jax.tree.map(
         lambda x: np.random.default_rng(x.size).normal(0, 0.1, x.shape).astype(x.dtype),
@@ -56,7 +60,7 @@ def observed(mixer: str) -> dict[str, Any]:
     for count in (1, 8):
         mesh = sharding.make_mesh({"data": 1, "seq": count}, jax.devices()[:count])
         variables = jax.tree.map(jax.device_put, start, sharding.place(boxed, mesh))
-        arrays = jax.device_put(inputs(), sharding.replicated(mesh))
+        arrays = jax.device_put(examples, sharding.replicated(mesh))
         with scope(mesh):
             program = jax.jit(jax.value_and_grad(loss)).lower(variables, *arrays).compile()
         values = jax.device_get(jax.tree.leaves(program(variables, *arrays)))
