@@ -1,5 +1,6 @@
 # make quickstart   from a fresh clone to a trained model and a picture; run again, it goes on
 # make test         what CI runs: ruff, mypy, pytest
+# make test-tpu     the published sizes of BiGR, compiled for 256 chips; no TPU is needed
 # make test-demo    the page of `bigr demo` in a real browser, chromium
 # make test PYTHON=python3.12 VENV=.venv/latest REQUIREMENTS=requirements/latest.txt
 
@@ -9,13 +10,17 @@ REQUIREMENTS ?= requirements/min.txt
 WORKERS ?= 2
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-demo lint clean
+.PHONY: quickstart test test-tpu test-demo lint clean
 
 quickstart: $(VENV)/run.stamp
 	$(BIN)/bigr train --config=bigr:small --workdir=runs/quickstart
 
 test: lint
 	BIGR_TEST_CACHE=$(CURDIR)/.cache/jax $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+# Apart, since a program for 256 chips takes minutes to compile.
+test-tpu: $(VENV)/test.stamp
+	BIGR_TPU_LARGE=1 $(BIN)/python -m pytest tests/tpu -x --durations=0
 
 # Apart, since gradio wants an older Pillow, and a chromium that is not a package of Python's.
 test-demo:
@@ -26,7 +31,7 @@ test-demo:
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check
-	$(BIN)/mypy bigr_jax experiments configs benchmarks
+	$(BIN)/mypy bigr_jax experiments configs benchmarks scripts
 
 clean:
 	rm -rf $(VENV) .cache build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -56,6 +56,8 @@ setup(
             "mypy",
             "types-tqdm",
             "setuptools>=77",
+            # The TPU compiler, by jax's own choice of version: no TPU is needed.
+            "jax[tpu]>=0.10.2; sys_platform == 'linux' and platform_machine == 'x86_64'",
         ],
         "tpu": ["jax[tpu]>=0.10.2"],
         "cuda": ["jax[cuda13]>=0.10.2"],

@@ -124,7 +124,7 @@ class Denoiser(nn.Module):
     def step(self, x_t: Array, t: Array, projected: Array) -> Array:
         """Returns the logits [..., K] for a condition that `project` has already seen."""
         # x_t: [..., bits], t: [...], projected: [..., width]; leading axes broadcast
-        modulator = nn.silu(projected + self.time_embedding(t))
+        modulator = _placed(nn.silu(projected + self.time_embedding(t)))
         h = self.bits_in(2.0 * x_t.astype(jnp.float32) - 1.0).astype(jnp.float32)
         h = jnp.broadcast_to(h, jnp.broadcast_shapes(h.shape, modulator.shape))
         h, _ = self.layers(h, modulator)
@@ -133,4 +133,13 @@ class Denoiser(nn.Module):
 
     def time_embedding(self, t: Array) -> Array:
         """Returns the embedding [..., width] of times [...]."""
-        return self.time_out(nn.silu(self.time_in(time_features(t))))
+        return _placed(self.time_out(nn.silu(_placed(self.time_in(time_features(t))))))
+
+
+def _placed(x: Array) -> Array:
+    """Returns hidden vectors [B, N, width] as each device's own rows, others as they are.
+
+    Times are drawn, from nothing that lies anywhere: their embedding would lie where the kernels
+    do, and its gradient would be gathered from all devices.
+    """
+    return nn.with_logical_constraint(x, ("batch", "length", "act_embed")) if x.ndim == 3 else x

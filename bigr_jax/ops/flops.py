@@ -57,8 +57,10 @@ def transformer_train_flops(
     return 6 * parameters * tokens + 12 * layers * width * length * tokens
 
 
-def count(jaxpr: Any) -> int:
+def count(jaxpr: Any, dtype: Any = None) -> int:
     """Returns the FLOPs of matrix products and convolutions in a jaxpr, over all devices.
+
+    dtype  of what is multiplied; None: any
 
     `jaxpr` is what `jax.make_jaxpr(f)(*args)` returns, or `jax.jit(f).trace(*args).jaxpr`.
     Unlike XLA's cost analysis it counts the body of a scan once per iteration. Work repeated by
@@ -66,7 +68,7 @@ def count(jaxpr: Any) -> int:
     a while loop, whose length is not known, once.
     """
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
-    return sum(_equation(equation) for equation in jaxpr.eqns)
+    return sum(_equation(equation, dtype) for equation in jaxpr.eqns)
 
 
 def compiled_flops(compiled: jax.stages.Compiled) -> float | None:
@@ -105,15 +107,19 @@ def _seconds(matrix: np.ndarray) -> float:
     return time.perf_counter() - begin
 
 
-def _equation(equation: Any) -> int:
+def _equation(equation: Any, dtype: Any) -> int:
     name, params = equation.primitive.name, equation.params
+    if name in ("dot_general", "conv_general_dilated") and dtype is not None:
+        multiplied = jax.numpy.promote_types(*(v.aval.dtype for v in equation.invars[:2]))
+        if multiplied != dtype:
+            return 0
     if name == "dot_general":
         return _dot(equation)
     if name == "conv_general_dilated":
         return _convolution(equation)
     if name == "cond":
-        return max(count(branch) for branch in params["branches"])
-    inner = sum(count(jaxpr) for jaxpr in _jaxprs(params))
+        return max(count(branch, dtype) for branch in params["branches"])
+    inner = sum(count(jaxpr, dtype) for jaxpr in _jaxprs(params))
     if name == "scan":
         return params["length"] * inner
     if name == "shard_map":

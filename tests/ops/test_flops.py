@@ -160,3 +160,13 @@ def test_the_cpu_is_measured_once_and_no_product_beats_its_peak_by_far():
 def test_a_program_without_an_analysis():
     assert flops.compiled_flops(SimpleNamespace(cost_analysis=lambda: None)) is None
     assert flops.compiled_flops(SimpleNamespace(cost_analysis=lambda: {"flops": -1})) is None
+
+
+def test_products_of_one_type_can_be_counted_alone():
+    def f(x, y):
+        return jnp.sum(x @ x) + jnp.sum(y @ y).astype(jnp.float32)
+
+    jaxpr = jax.make_jaxpr(f)(jnp.zeros((4, 4)), jnp.zeros((8, 8), jnp.bfloat16))
+    assert flops.count(jaxpr, jnp.float32) == 2 * 4**3
+    assert flops.count(jaxpr, jnp.bfloat16) == 2 * 8**3
+    assert flops.count(jaxpr) == 2 * 4**3 + 2 * 8**3

@@ -46,11 +46,16 @@ def test_placements_name_the_axes_and_the_share_of_a_device():
     }
     places = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
     lines = overview.table(BOXED, places).splitlines()
-    assert lines[0].endswith("| placement")
-    assert [line.split("| ")[-1] for line in lines[2:5]] == [
-        "whole",
-        "(-, fsdp, -) 1/4",
-        "(data+fsdp) 1/8",
+    assert lines[0].endswith("| placement        | per device")
+    assert [[cell.strip() for cell in line.split("|")[-2:]] for line in lines[2:5]] == [
+        ["whole", "4 B"],
+        ["(-, fsdp, -) 1/4", "48 MiB"],
+        ["(data+fsdp) 1/8", "256 B"],
+    ]
+    assert lines[-3:] == [
+        "batch_stats: 1 in 1 arrays, 4 B, 4 B per device",
+        "params: 50,332,672 in 2 arrays, 192 MiB, 48 MiB per device",
+        "total: 50,332,673 in 3 arrays, 192 MiB, 48 MiB per device",
     ]
 
 
@@ -65,4 +70,4 @@ def test_arrays_without_boxes_or_shardings():
 def test_placements_of_real_arrays():
     tree = {"w": jnp.zeros((2, 2))}
     text = overview.table(tree, jax.tree.map(lambda x: x.sharding, tree))
-    assert text.splitlines()[2].endswith("| whole")
+    assert text.splitlines()[2].endswith("| whole     |       16 B")

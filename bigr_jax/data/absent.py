@@ -1,0 +1,70 @@
+"""Data that are not on this machine, as far as their shapes go, so that a run can be planned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from bigr_jax.data.described import Described
+from bigr_jax.data.opening import open_source
+from bigr_jax.data.source import Source
+from bigr_jax.errors import UserError
+
+# Classes, and examples of each split, of sets that no laptop holds, from their own publications.
+SETS: Mapping[str, tuple[int, Mapping[str, int]]] = {
+    "tfds:imagenet2012": (1000, {"train": 1_281_167, "test": 50_000}),
+}
+# What holds images and labels alone; captions and codes have shapes that only their files tell.
+PLAIN = ("folder", "npz", "arrayrecord", "tfds")
+
+
+def open_or_describe(section: Any, split: str) -> Source:
+    """Returns the source that a config section names, see `open_source`; where its data are not
+    here, one of which the shapes alone are known.
+
+    Those are taken from `SETS`, else from the section's channels, num_classes and examples. Raises
+    UserError, naming these keys, where neither tells them, and of a source that is no plain set of
+    images.
+    """
+    try:
+        return open_source(section, split)
+    except UserError as error:
+        return _described(section, split, error)
+
+
+def _described(section: Any, split: str, error: UserError) -> Described:
+    name = section.source
+    if name.partition(":")[0] not in PLAIN:
+        raise error
+    classes, examples = SETS.get(name.removesuffix("/"), (0, {}))
+    found = {
+        # Of images that nobody has looked at, as `open_source` does.
+        "channels": section.channels or (3 if classes else 0),
+        "num_classes": getattr(section, "num_classes", 0) or classes,
+        "examples": getattr(section, "examples", 0) or examples.get(split, 0),
+    }
+    if split == "test" and examples:
+        found["examples"] = examples[split]
+    if missing := [f"--config.data.{key}=..." for key, value in found.items() if not value]:
+        raise UserError(
+            f"{error}. To plan without the data, say what they are: {' '.join(missing)}"
+        ) from None
+
+    def open_it() -> Source:
+        raise error
+
+    size, count = section.size, found["num_classes"]
+    shape = [size, size, found["channels"]]
+    record = {
+        "info": {
+            "name": name,
+            "num_classes": count,
+            "class_names": [str(label) for label in range(count)],
+            "image_shape": shape,
+            "licence": "unknown",
+            "origin": name,
+        },
+        "examples": found["examples"],
+        "spec": {"image": [shape, "uint8"], "label": [[], "int32"]},
+    }
+    return Described(record, open_it)
