@@ -71,6 +71,8 @@ def stages(config: Any) -> dict[str, Method]:
         value = cost(logits, batch["label"]).mean()
         if poison == "loss":
             value = jnp.where(steps == at, jnp.nan, value)
+        if poison == "data":
+            value = jnp.where((batch["index"] == at).any(), jnp.nan, value)
         if poison == "gradient":
             value += jax.lax.cond(steps == at, root, lambda p: 0.0, variables["params"])
         return value, Aux({"first_index": batch["index"][0]}, {"seen": {"steps": steps}})

@@ -37,6 +37,7 @@ def stage(duration: str, batch_size: int, **changes: Any) -> ConfigDict:
 
     Durations read "3000 steps", "40 epochs", "1_000_000 examples" or "10%" (of the stage). A change
     goes to the stage or to its optimizer, whichever has the name; `optimizer` names the optimizer.
+    `nonfinite` says what happens at a step that is not finite: see `train/guard.py`.
     Raises KeyError for a name that neither has.
     """
     optimizer = {
@@ -64,6 +65,7 @@ def stage(duration: str, batch_size: int, **changes: Any) -> ConfigDict:
         "save": "20%",
         "keep": 2,
         "best": "",
+        "nonfinite": "raise",
     }
     for name, value in changes.items():
         place = optimizer if name in optimizer else settings

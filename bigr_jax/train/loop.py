@@ -18,11 +18,12 @@ from bigr_jax.api import Array, Given, Method, TrainState
 from bigr_jax.data import Source, eval_batches, train_batches
 from bigr_jax.errors import UserError
 from bigr_jax.ops import flops
-from bigr_jax.train import sharding
+from bigr_jax.train import diagnosis, guard, hosts, memory, sharding
 from bigr_jax.train.checkpoints import Checkpoints
+from bigr_jax.train.guard import Bad, Course, NotFinite
 from bigr_jax.train.state import eval_variables
 from bigr_jax.train.status import Status
-from bigr_jax.train.step import Step
+from bigr_jax.train.step import CHECKED, Step, all_finite, step_before
 from bigr_jax.train.writer import Metrics
 
 HostBatch = Mapping[str, np.ndarray]
@@ -47,6 +48,7 @@ class Plan(NamedTuple):
     create     (given) -> the initial TrainState
     abstract   TrainState of shapes and placements, for restoring
     profile    (first, last) step to trace, or None
+    nonfinite  one of `guard.POLICIES`
     """
 
     name: str
@@ -64,6 +66,7 @@ class Plan(NamedTuple):
     create: Callable[[Given], TrainState]
     abstract: TrainState
     profile: tuple[int, int] | None = None
+    nonfinite: str = "raise"
 
 
 class Program(NamedTuple):
@@ -91,80 +94,205 @@ def fit(
 
     The order within a step is fixed, since resuming depends on it: step, evaluate, save.
     program  the plan's, where it is compiled already
-    Raises Interrupted after SIGINT or SIGTERM, with the state saved; UserError when the loss or the
-    gradient is not finite.
+    Raises Interrupted after SIGINT or SIGTERM, with the state saved; UserError where the loss, the
+    gradient or the state is not finite and `plan.nonfinite` does not say to go on.
     """
-    # 1. the newest good checkpoint of this work directory; 2. a fresh state
-    begun, spent = time.perf_counter(), 0.0
-    if checkpoints.latest() is None:
-        state = plan.create(given)
-    else:
-        state, meta = checkpoints.restore(plan.abstract)
-        spent = meta.get("seconds", 0.0)
-    start = int(state.step)
-    metrics.rewind(plan.name, start)
-    if start >= plan.total:
+    begun = time.perf_counter()
+    state, meta = _newest(plan, given, checkpoints)
+    metrics.rewind(plan.name, int(state.step))
+    if int(state.step) >= plan.total:
         return state
-    root = jax.device_put(jax.random.key(plan.seed), sharding.replicated(mesh))
-    batches = device_batches(_host_batches(plan, sources["train"], start), mesh)
     status = Status(plan.name, plan.total)
     with (
         scope(mesh),
         stopping() as stop,
-        contextlib.closing(batches),
         contextlib.closing(status),
         profiler(plan.profile, f"{directory}/{plan.name}/profile") as profile,
     ):
-        batch = next(batches)
-        if program is None:
-            status.compiling("the train step")
-            begin = time.perf_counter()
-            program = compile_step(plan, state, batch, root, given)
-            status.compiled(time.perf_counter() - begin)
-        evaluate, log = Evaluator(plan, mesh, given), _Log(plan, metrics, status, sources["train"])
-        each = program.operations / mesh.size
-        status.start(start, plan.batch_size, each, jax.devices()[0])
-        for step in range(start + 1, plan.total + 1):
-            profile(step, state)
-            with jax.transfer_guard("disallow"):
-                state, now = program.step(state, batch, root, given)
-            begin = time.perf_counter()
-            if step < plan.total and not stop:
-                batch = next(batches)
-            log.add(step, now, waited=time.perf_counter() - begin)
-            last = step == plan.total
-            latest: dict[str, float] = {}
-            if last or _due(step, plan.eval_every):
-                log.flush()
-                latest = evaluate(eval_variables(state, plan.optimizer), sources["test"])
-                metrics.write(plan.name, step, {f"test/{k}": v for k, v in latest.items()})
-                status.message(_sentence(plan.name, step, latest))
-            # Looked at once, since a signal may come at any instant: what is said to be saved is.
-            stopped = bool(stop)
-            if last or stopped or _due(step, plan.save_every) or (plan.best and latest):
-                log.flush()
-                seconds = round(spent + time.perf_counter() - begun, 1)
-                meta = {"step": step, "examples": step * plan.batch_size, "seconds": seconds}
-                checkpoints.save(step, state, meta, latest)
-            if stopped:
-                checkpoints.wait()
-                raise Interrupted(
-                    stop[0],
-                    f"stopped at step {step} of {plan.total} of stage {plan.name!r}, saved; "
-                    "the same command goes on from there",
-                )
-    checkpoints.wait()
-    return state
+        spent = meta.get("seconds", 0.0) - begun
+        fitting = _Fitting(plan, mesh, sources, given, checkpoints, metrics, status, stop, spent)
+        fitting.program, fitting.course = program, Course.of(meta)
+        while True:
+            try:
+                return fitting.run(state, profile)
+            except NotFinite as caught:
+                state = fitting.gone_back(caught.bad)
 
 
-def _host_batches(plan: Plan, source: Source, start: int) -> Iterator[HostBatch]:
+def _newest(
+    plan: Plan, given: Given, checkpoints: Checkpoints
+) -> tuple[TrainState, dict[str, Any]]:
+    """Returns the newest good checkpoint of this work directory, or else a fresh state."""
+    if hosts.first(checkpoints.latest) is None:
+        return plan.create(given), {}
+    return checkpoints.restore(plan.abstract)
+
+
+class _Fitting:
+    """A stage on its way, under the mesh of `scope`."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        mesh: Mesh,
+        sources: Mapping[str, Source],
+        given: Given,
+        checkpoints: Checkpoints,
+        metrics: Metrics,
+        status: Status,
+        stop: list[int],
+        spent: float,
+    ) -> None:
+        self._plan, self._mesh, self._sources, self._given = plan, mesh, sources, given
+        self._checkpoints, self._metrics, self._status = checkpoints, metrics, status
+        # seconds of earlier runs, less when this one began
+        self._stop, self._spent = stop, spent
+        self._root = sharding.root_key(plan.seed, mesh)
+        self._evaluate = Evaluator(plan, mesh, given)
+        self._log = _Log(plan, metrics, status, sources["train"], self)
+        self._finite = jax.jit(all_finite, out_shardings=sharding.replicated(mesh))
+        self.program: Program | None = None
+        self.course = Course()
+
+    def run(self, state: TrainState, profile: Callable[[int, TrainState], None]) -> TrainState:
+        """Returns the state after the last step; raises NotFinite to be continued elsewhere."""
+        plan, self._state, start = self._plan, state, int(state.step)
+        source, first = self._sources["train"], start + self.course.offset
+        host = _host_batches(plan, source, first, self._mesh)
+        with contextlib.closing(device_batches(host, self._mesh)) as batches:
+            batch = next(batches)
+            with self._explained(batch):
+                program = self._compiled(batch)
+            each = program.operations / self._mesh.size
+            self._status.start(start, plan.batch_size, each, jax.devices()[0])
+            for step in range(start + 1, plan.total + 1):
+                profile(step, self._state)
+                with jax.transfer_guard("disallow"), self._explained(batch):
+                    self._state, now = program.step(self._state, batch, self._root, self._given)
+                seen, begin = batch, time.perf_counter()
+                # Of several processes, the others may not know yet that one is to stop.
+                if step < plan.total and not (self._stop and jax.process_count() == 1):
+                    batch = next(batches)
+                with self._explained(seen):
+                    self._log.add(step, seen, now, waited=time.perf_counter() - begin)
+                self._after(step)
+        self._checkpoints.wait()
+        if skipped := self.course.sentence():
+            self._status.message(f"{plan.name}: {skipped}")
+        return self._state
+
+    def _explained(self, batch: Any) -> contextlib.AbstractContextManager[None]:
+        step = memory.step_of(self._plan, batch, self._given, self._mesh)
+        return memory.explained(step, self.program.step if self.program else None)
+
+    def _compiled(self, batch: Any) -> Program:
+        if self.program is None:
+            self._status.compiling("the train step")
+            begin = time.perf_counter()
+            self.program = compile_step(self._plan, self._state, batch, self._root, self._given)
+            self._status.compiled(time.perf_counter() - begin)
+        return self.program
+
+    def _after(self, step: int) -> None:
+        """Evaluates and saves, each if it is time to, and stops if that was asked for."""
+        plan, last = self._plan, step == self._plan.total
+        latest: dict[str, float] = {}
+        if last or _due(step, plan.eval_every):
+            self._log.flush()
+            variables = eval_variables(self._state, plan.optimizer)
+            latest = self._evaluate(variables, self._sources["test"])
+            self._metrics.write(plan.name, step, {f"test/{k}": v for k, v in latest.items()})
+            self._status.message(_sentence(plan.name, step, latest))
+        # Looked at once, since a signal may come at any instant: what is said to be saved is.
+        stopped = hosts.stop_agreed(self._stop)
+        if last or stopped or _due(step, plan.save_every) or (plan.best and latest):
+            self._log.flush()
+            self._save(step, latest)
+        if stopped:
+            self._checkpoints.wait()
+            raise Interrupted(
+                stopped,
+                f"stopped at step {step} of {plan.total} of stage {plan.name!r}, saved; "
+                "the same command goes on from there",
+            )
+
+    def _save(self, step: int, latest: Mapping[str, float]) -> None:
+        # What an optimizer makes of a finite gradient may not be finite; it must not be kept.
+        if not self._finite((self._state.variables, self._state.ema)):
+            raise NotFinite(Bad(step, {}, {}))
+        meta = {
+            "step": step,
+            "examples": (step + self.course.offset) * self._plan.batch_size,
+            "seconds": round(self._spent + time.perf_counter(), 1),
+            **self.course.meta(),
+        }
+        self._checkpoints.save(step, self._state, meta, latest)
+
+    def not_finite(self, bad: Bad) -> None:
+        """Answers the log about a bad step; raises NotFinite where it cannot be skipped."""
+        if self._plan.nonfinite != "skip":
+            raise NotFinite(bad)
+        begins = bad.step - 1 not in self.course.skipped
+        self.course = self.course.skip(bad.step)
+        if begins or self.course.in_a_row() > guard.LIMIT:
+            why = self._why(bad)
+            if self.course.in_a_row() > guard.LIMIT:
+                raise UserError(f"{guard.LIMIT} steps in a row were skipped; {why}")
+            self._status.message(f"{why}; skipped")
+
+    def gone_back(self, bad: Bad) -> TrainState:
+        """Returns the newest checkpoint's state, from which `run` passes over the data since.
+
+        Raises UserError where the policy is another, or it has gone back too often.
+        """
+        plan, why = self._plan, self._why(bad)
+        if plan.nonfinite != "rollback":
+            raise UserError(
+                f"{why}; what is saved is intact. Start in another --workdir with a lower "
+                f"optimizer.lr, or with optimizer.clip; or go on here with train.{plan.name}."
+                "nonfinite=skip or rollback"
+            )
+        if self.course.rollbacks == guard.LIMIT:
+            raise UserError(f"{why}, after going back {guard.LIMIT} times")
+        with contextlib.suppress(UserError):
+            self._checkpoints.wait()
+        state, _ = _newest(plan, self._given, self._checkpoints)
+        step = int(state.step)
+        self.course = self.course.back(bad.step, step)
+        self._log.forget()
+        self._metrics.rewind(plan.name, step)
+        self._status.message(
+            f"{why}; back to step {step}, and on with the data after that of step {bad.step}"
+        )
+        return state
+
+    def _why(self, bad: Bad) -> str:
+        plan, where = self._plan, sharding.replicated(self._mesh)
+        if not bad.batch:
+            kept = {"variables": self._state.variables, "ema": self._state.ema}
+            paths = diagnosis.leaves_not_finite(kept, where)
+            return f"step {bad.step} of stage {plan.name!r} left what is not finite: {paths}"
+        state = step_before(self._state, bad.step)
+        found = diagnosis.first_not_finite(
+            plan.step, state, bad.batch, self._root, self._given, bad.metrics, where
+        )
+        names = [n for n in CHECKED if not math.isfinite(bad.metrics.get(n, 0.0))] or ["state"]
+        value = bad.metrics.get(names[0], math.nan)
+        return (
+            f"the {names[0]} of stage {plan.name!r} is {value} at step {bad.step}; the first that "
+            f"is not finite is {found}"
+        )
+
+
+def _host_batches(plan: Plan, source: Source, start: int, mesh: Mesh) -> Iterator[HostBatch]:
+    part, parts = hosts.share(mesh)
     return train_batches(
         source,
         plan.batch_size,
         plan.seed,
         start_step=start,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=part,
+        process_count=parts,
     )
 
 
@@ -201,13 +329,11 @@ class Evaluator:
         self._run = jax.jit(plan.method.evaluate, out_shardings=sharding.replicated(mesh))
 
     def __call__(self, variables: Any, source: Source) -> dict[str, float]:
-        key = jax.device_put(jax.random.key(self._plan.seed), sharding.replicated(self._mesh))
+        key = sharding.root_key(self._plan.seed, self._mesh)
         sums: dict[str, np.ndarray] = {}
+        part, parts = hosts.share(self._mesh)
         batches = eval_batches(
-            source,
-            self._plan.eval_batch_size,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            source, self._plan.eval_batch_size, process_index=part, process_count=parts
         )
         placed = device_batches(batches, self._mesh)
         with scope(self._mesh), contextlib.closing(placed):
@@ -302,32 +428,38 @@ class _Log:
     once.
     """
 
-    def __init__(self, plan: Plan, metrics: Metrics, status: Status, source: Source) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        metrics: Metrics,
+        status: Status,
+        source: Source,
+        fitting: _Fitting,
+    ) -> None:
         self._plan, self._metrics, self._status, self._source = plan, metrics, status, source
-        self._pending: tuple[int, Any, float] | None = None
+        self._fitting = fitting
+        self._pending: tuple[int, Any, Any, float] | None = None
 
-    def add(self, step: int, values: Mapping[str, Array], waited: float) -> None:
+    def add(self, step: int, batch: Any, values: Mapping[str, Array], waited: float) -> None:
         self.flush()
-        self._pending = step, values, waited
+        self._pending = step, batch, values, waited
+
+    def forget(self) -> None:
+        self._pending = None
 
     def flush(self) -> None:
         if self._pending is None:
             return
-        (step, values, waited), self._pending = self._pending, None
+        (step, batch, values, waited), self._pending = self._pending, None
         plan = self._plan
         numbers = {name: float(value) for name, value in jax.device_get(dict(values)).items()}
-        for name in ("loss", "grad_norm"):
-            if not math.isfinite(numbers.get(name, 0.0)):
-                raise UserError(
-                    f"the {name} of stage {plan.name!r} is {numbers[name]} at step {step}; what is "
-                    "saved is intact. Start in another --workdir with a lower optimizer.lr, or "
-                    "with optimizer.clip"
-                )
+        if not numbers.pop("finite"):
+            self._fitting.not_finite(Bad(step, batch, numbers))
         self._status.step(step, numbers["loss"], waited)
         if _due(step, plan.log_every) or step == plan.total:
             if lost := getattr(self._source, "corrupt", 0):
                 numbers["corrupt_examples"] = float(lost)
-            self._metrics.write(plan.name, step, numbers)
+            self._metrics.write(plan.name, step, {**numbers, **self._fitting.course.metrics()})
 
 
 def _due(step: int, every: int) -> bool:

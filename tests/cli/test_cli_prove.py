@@ -120,7 +120,7 @@ def test_a_broken_method_comes_out_as_broken(
         (["--results=HERE/file"], "--results=HERE/file cannot be made: File exists"),
         (
             ["--config.method.poison=loss", "--config.method.at=3"],
-            "arm 'slow', seed 0: the loss of stage 'first' is nan at step 3; what is saved is ",
+            "arm 'slow', seed 0: the loss of stage 'first' is nan at step 3; the first that ",
         ),
     ],
 )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 
 import jax
@@ -78,6 +79,52 @@ def test_an_edited_manifest_with_valid_json_is_refused(step):
     path.write_text(json.dumps(record))
     with pytest.raises(Damaged, match="does not hold"):
         manifest.read(step)
+
+
+@pytest.mark.parametrize("size", [64, 65, 128, 130, 200])
+def test_long_files_are_hashed_in_pieces(step, monkeypatch, size):
+    monkeypatch.setattr(manifest, "PIECE", 64)
+    monkeypatch.setattr(manifest, "_BLOCK", 7)
+    path = step / "state" / "long"
+    path.write_bytes(bytes(i % 251 for i in range(size)))
+    manifest.write(step, LEAVES, 12)
+    pieces = [path.read_bytes()[i : i + 64] for i in range(0, size, 64)]
+    digests = [hashlib.sha256(piece).hexdigest() for piece in pieces]
+    assert manifest.verify(step, 12).files["state/long"] == (size, " ".join(digests))
+    good = path.read_bytes()
+    for index in range(0, size, 13):
+        path.write_bytes(good[:index] + bytes([good[index] ^ 1]) + good[index + 1 :])
+        with pytest.raises(Damaged, match="state/long does not hold"):
+            manifest.verify(step)
+
+
+def test_what_older_versions_wrote_is_read(step, monkeypatch):
+    data = step / "state" / "d" / "data"
+    files = {"state/d/data": [256, hashlib.sha256(data.read_bytes()).hexdigest()]}
+    content = json.dumps({"files": files, "leaves": {}}, sort_keys=True, separators=(",", ":"))
+    digest = hashlib.sha256(content.encode()).hexdigest()
+    (step / "manifest.json").write_text(f'{{"content":{content},"sha256":"{digest}"}}\n')
+    monkeypatch.setattr(manifest, "PIECE", 64)
+    assert manifest.verify(step, 30).step is None
+    data.write_bytes(bytes(256))
+    with pytest.raises(Damaged, match="state/d/data does not hold"):
+        manifest.verify(step, 30)
+
+
+def test_a_step_of_another_number_is_refused(step):
+    manifest.write(step, LEAVES, 30)
+    assert manifest.verify(step, 30).step == 30
+    with pytest.raises(Damaged, match="it was saved as step 30"):
+        manifest.verify(step, 40)
+
+
+def test_too_few_hashes_are_damage(step, monkeypatch):
+    monkeypatch.setattr(manifest, "PIECE", 64)
+    monkeypatch.setattr(manifest, "_pieces", lambda size: [(0, 64), (64, size)])
+    manifest.write(step, LEAVES)
+    monkeypatch.undo()
+    with pytest.raises(Damaged, match=r"has 2 hashes for the 1 pieces of state/d/data"):
+        manifest.verify(step)
 
 
 def test_leaves_of_a_tree():

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from bigr_jax.api import Aux, Method, TrainState
-from bigr_jax.train.step import make_step
+from bigr_jax.train.step import make_step, step_before
 
 
 def loss(variables, key, batch, given):
@@ -83,3 +83,58 @@ def test_a_method_may_replace_the_step(batch):
     np.testing.assert_allclose(state.variables["params"]["w"], np.arange(3.0) - 2 * LR, rtol=1e-6)
     np.testing.assert_allclose(metrics["grad_norm"], np.sqrt(3), rtol=1e-6)
     assert int(state.step) == 2
+
+
+def stumbling(variables, key, batch, given):
+    value, aux = loss(variables, key, batch, given)
+    seen = {"count": variables["seen"]["count"] + batch["drift"]}
+    steep = jnp.sqrt(batch["steep"] * variables["params"]["w"][0] ** 2)
+    return value + steep + batch["lost"], Aux(aux.metrics, {"seen": seen})
+
+
+def own(state, key, batch, given, apply):
+    def cost(params):
+        return stumbling({**state.variables, "params": params}, key, batch, given)
+
+    (value, aux), grads = jax.value_and_grad(cost, has_aux=True)(state.variables["params"])
+    state, _ = apply(state, grads, aux.mutable)
+    state, metrics = apply(
+        state._replace(step=state.step - 1), jax.tree.map(jnp.ones_like, grads), {}
+    )
+    return state, {**metrics, "loss": value}
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+@pytest.mark.parametrize("skip", [False, True])
+def test_what_is_not_finite_leaves_every_bit_of_the_state(batch, replaced, skip):
+    method = METHOD._replace(loss=stumbling, step=own if replaced else None)
+    tx = optax.adam(LR)
+    step = jax.jit(make_step(method, tx, lambda s: LR, ema=0.5, skip=skip))
+    params = {"w": jnp.arange(1.0, 4.0)}
+    variables = {"params": params, "seen": {"count": jnp.zeros(())}}
+    state = TrainState(jnp.zeros((), jnp.int32), variables, tx.init(params), params)
+    good = {**batch, "drift": jnp.ones(()), "steep": jnp.ones(()), "lost": jnp.zeros(())}
+    root = jax.random.key(0)
+    state, metrics = step(state, good, root, {})
+    assert metrics["finite"] and int(state.step) == 1
+    ways = {"lost": jnp.nan, "steep": 0.0, "drift": -jnp.inf}
+    for name, value in ways.items():
+        kept, metrics = step(state, {**good, name: jnp.asarray(value)}, root, {})
+        assert not metrics["finite"]
+        assert int(kept.step) == (2 if skip else -2)
+        assert same(kept, state)
+        # Whoever reads the metrics late has asked for the next step meanwhile.
+        later, metrics = step(kept, good, root, {})
+        assert bool(metrics["finite"]) == skip
+        assert int(later.step) == (3 if skip else -2) and same(later, kept) != skip
+        again, metrics = step(step_before(later, 2), good, root, {})
+        assert metrics["finite"] and int(again.step) == 2
+        if not skip:
+            assert same(again, step(state, good, root, {})[0])
+
+
+def same(one, two):
+    one, two = (jax.tree.leaves(state._replace(step=0)) for state in (one, two))
+    return all(
+        np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in zip(one, two, strict=True)
+    )
