@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import re
+import signal
+import sys
 import textwrap
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from absl import flags
@@ -18,6 +23,11 @@ if TYPE_CHECKING:
 CONFIG_HELP = (
     "the experiment and its variant, or a config file of your own: bigr:small, ./my_idea.py:small"
 )
+HOSTS_HELP = (
+    "for several hosts, which all run the same command: the cluster tells where they meet (TPU "
+    "hosts, Slurm, Open MPI, Kubernetes)"
+)
+COORDINATOR_HELP = "for several hosts by hand: HOST:PORT of process 0, a port that is free there"
 OVERRIDE_HELP = "replaces one setting, as often as you like; `bigr show` lists them"
 
 
@@ -55,6 +65,7 @@ class Command(NamedTuple):
     run       (arguments) -> None; raises UserError for a mistake
     config    which of "--config" and "--config.KEY" it takes
     words     how many words it takes that are no flags
+    hosts     whether several hosts can run it together, and so the flags that say how they meet
     """
 
     name: str
@@ -65,6 +76,7 @@ class Command(NamedTuple):
     run: Callable[[Arguments], None]
     config: tuple[str, ...] = ()
     words: int = 0
+    hosts: bool = False
 
 
 def no_flags(values: flags.FlagValues) -> None:
@@ -76,8 +88,7 @@ def parse(command: Command, argv: Sequence[str]) -> Arguments:
 
     Raises UserError for a word that the command does not know.
     """
-    values = flags.FlagValues()
-    command.define(values)
+    values = _flags(command)
     spec, overrides, rest = _take_config(argv)
     for given, name in ((spec, "--config"), (overrides, "--config.KEY")):
         if given and name not in command.config:
@@ -97,10 +108,40 @@ def parse(command: Command, argv: Sequence[str]) -> Arguments:
     return Arguments(values, positional, spec, overrides)
 
 
+def execute(command: Command, argv: Sequence[str]) -> None:
+    """Runs a command on the words after its name, as one of several processes if they say so."""
+    arguments = parse(command, argv)
+    with _joined(arguments) if command.hosts else contextlib.nullcontext():
+        command.run(arguments)
+        sys.stdout.flush()
+
+
+def say(error: BaseException) -> int:
+    """Prints what ended a command and returns the exit status.
+
+    2 a mistake of the user's; 128 + the signal's number when interrupted; 1 anything else, with the
+    traceback, which BIGR_DEBUG=1 adds to the others.
+    """
+    if isinstance(error, BrokenPipeError):
+        # The reader, such as `head`, has seen enough; Python would complain once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    text, status = str(error), 2
+    if isinstance(error, KeyboardInterrupt):
+        text = text or "interrupted"
+        status = 128 + getattr(error, "signum", signal.SIGINT)
+    elif not isinstance(error, UserError):
+        traceback.print_exception(error)
+        return 1
+    if os.environ.get("BIGR_DEBUG") == "1":
+        traceback.print_exception(error)
+    print(f"bigr: {text}", file=sys.stderr)
+    return status
+
+
 def help_text(command: Command) -> str:
     """Returns what `bigr COMMAND --help` prints."""
-    values = flags.FlagValues()
-    command.define(values)
+    values = _flags(command)
     rows = [("--config=NAME:VARIANT", CONFIG_HELP)] if "--config" in command.config else []
     if "--config.KEY" in command.config:
         rows.append(("--config.KEY=VALUE", OVERRIDE_HELP))
@@ -125,6 +166,62 @@ def cache_directory() -> str:
     """Returns the folder of compiled programs."""
     default = os.path.join(os.path.expanduser("~"), ".cache", "bigr_jax", "jax")
     return os.environ.get("JAX_COMPILATION_CACHE_DIR") or default
+
+
+def _flags(command: Command) -> flags.FlagValues:
+    values = flags.FlagValues()
+    command.define(values)
+    if command.hosts:
+        flags.DEFINE_bool("distributed", False, HOSTS_HELP, flag_values=values)
+        flags.DEFINE_string("coordinator", None, COORDINATOR_HELP, flag_values=values)
+        flags.DEFINE_integer(
+            "processes", None, "with --coordinator: how many there are", 1, flag_values=values
+        )
+        flags.DEFINE_integer(
+            "process", None, "with --coordinator: which one this is, from 0", 0, flag_values=values
+        )
+    return values
+
+
+@contextlib.contextmanager
+def _joined(arguments: Arguments) -> Iterator[None]:
+    given = arguments.flags
+    if not _told_of_hosts(given):
+        yield
+        return
+    from bigr_jax.train import hosts
+
+    address = None
+    if given.coordinator:
+        address = hosts.Address(given.coordinator, given.processes, given.process)
+    told = {f"--{name}": given[name].value for name in given if name != "process"}
+    with contextlib.ExitStack() as stack:
+        if stack.enter_context(hosts.joined(address, say)):
+            # What a command prints is the same everywhere; that of process 0 is enough.
+            stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        hosts.agree(lambda: {"command": {**told, "words": arguments.positional}})
+        yield
+
+
+def _told_of_hosts(given: flags.FlagValues) -> bool:
+    by_hand = ("coordinator", "processes", "process")
+    told = [name for name in by_hand if given[name].present]
+    if given.distributed and told:
+        raise UserError(f"--distributed and --{told[0]}: one at a time")
+    if told and len(told) < len(by_hand):
+        missing = next(name for name in by_hand if name not in told)
+        raise UserError(f"--{told[0]} goes with --{missing}, which is missing")
+    if not told:
+        return bool(given.distributed)
+    host, _, port = given.coordinator.rpartition(":")
+    if not host or not port.isdecimal():
+        raise UserError(f"--coordinator={given.coordinator}: legal: HOST:PORT, 10.0.0.1:1234")
+    if given.process >= given.processes:
+        raise UserError(
+            f"--process={given.process}: with --processes={given.processes}, legal: 0 to "
+            f"{given.processes - 1}"
+        )
+    return True
 
 
 def _row(name: str, text: str) -> str:

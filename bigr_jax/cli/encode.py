@@ -53,4 +53,5 @@ COMMAND = Command(
     define=define,
     run=run,
     config=("--config.KEY",),
+    hosts=True,
 )

@@ -153,4 +153,5 @@ COMMAND = Command(
     define=define,
     run=run,
     config=("--config.KEY",),
+    hosts=True,
 )

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import os
-import signal
 import sys
-import traceback
 from collections.abc import Sequence
 
 import bigr_jax
@@ -17,6 +14,7 @@ from bigr_jax.errors import UserError, nearest
 COMMANDS = {
     "list": "the experiments, what each claims, and its small command",
     "show": "the settings of an experiment, with their values",
+    "plan": "what training takes of a machine that need not be there",
     "train": "train an experiment, or go on with it",
     "eval": "measure a trained experiment again, or by FID and its kin",
     "sample": "draw a picture grid from a trained experiment",
@@ -42,14 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _run(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
-    except UserError as error:
-        return _say(str(error), 2)
-    except KeyboardInterrupt as error:
-        return _say(str(error) or "interrupted", 128 + getattr(error, "signum", signal.SIGINT))
-    except BrokenPipeError:
-        # The reader, such as `head`, has seen enough; Python would complain once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
+    except (UserError, KeyboardInterrupt, BrokenPipeError) as error:
+        return command.say(error)
     return 0
 
 
@@ -79,11 +71,4 @@ def _run(argv: list[str]) -> None:
     if "-h" in words or "--help" in words:
         print(command.help_text(chosen))
         return
-    chosen.run(command.parse(chosen, words))
-
-
-def _say(text: str, status: int) -> int:
-    if os.environ.get("BIGR_DEBUG") == "1":
-        traceback.print_exc()
-    print(f"bigr: {text}", file=sys.stderr)
-    return status
+    command.execute(chosen, words)

@@ -65,4 +65,5 @@ COMMAND = Command(
     define=define,
     run=run,
     config=("--config", "--config.KEY"),
+    hosts=True,
 )

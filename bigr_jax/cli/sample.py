@@ -62,4 +62,5 @@ COMMAND = Command(
     define=define,
     run=run,
     config=("--config.KEY",),
+    hosts=True,
 )

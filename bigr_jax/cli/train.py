@@ -49,4 +49,5 @@ COMMAND = Command(
     define=define,
     run=run,
     config=("--config", "--config.KEY"),
+    hosts=True,
 )

@@ -19,6 +19,7 @@ from bigr_jax import config as configs
 from bigr_jax import files, pictures, registry
 from bigr_jax.errors import UserError, one_of
 from bigr_jax.lab import arms, evidence, plots
+from bigr_jax.train import hosts
 from bigr_jax.train.environment import environment
 from bigr_jax.train.run import Run
 
@@ -125,14 +126,20 @@ class Lab:
         settings = arms.changed(self.config, changes, seed)
         mark = arms.fingerprint(settings, stage, self._source)
         path = os.path.join(self.workdir, "measured.json")
-        entry = (files.read_json(path) or {}).get(arm, {}).get(str(seed), {})
-        before = entry.get("settings") == mark and all(map(self._is_drawn, entry["figures"]))
+
+        def kept() -> Measured | None:
+            found = (files.read_json(path) or {}).get(arm, {}).get(str(seed), {})
+            known = found.get("settings") == mark and all(map(self._is_drawn, found["figures"]))
+            return found if known else None
+
+        entry = hosts.first(kept)
+        before = entry is not None
         if not before:
             entry = self._measured(mark, function)
             if jax.process_index() == 0:
-                kept = files.read_json(path) or {}
-                kept.setdefault(arm, {})[str(seed)] = entry
-                files.write_json(path, kept)
+                everything = files.read_json(path) or {}
+                everything.setdefault(arm, {})[str(seed)] = entry
+                files.write_json(path, everything)
         how = "measured before" if before else f"measured in {entry['seconds']:.1f} s"
         _say(f"{arm}, seed {seed}: {how}")
         self._figures |= dict.fromkeys(entry["figures"])
@@ -276,9 +283,10 @@ class Lab:
         if run.is_measured(name):
             return
         _say(f"{name} in {run.workdir}")
-        run.write_description()
-        # What an arm has to show is for the study to ask, under the arm's own settings.
-        run.train(name, report=False)
+        with run.writing():
+            run.write_description()
+            # What an arm has to show is for the study to ask, under the arm's own settings.
+            run.train(name, report=False)
 
     def _measured(self, mark: str, function: Callable[[], Mapping[str, float]]) -> Measured:
         before, self._figures = self._figures, {}

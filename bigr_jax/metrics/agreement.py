@@ -10,6 +10,7 @@ import numpy as np
 
 from bigr_jax.api import Array
 from bigr_jax.errors import UserError
+from bigr_jax.gather import on_host
 
 
 def agreement(
@@ -58,7 +59,7 @@ def read_in_batches(read: Callable[[Array], Any], images: np.ndarray, size: int 
             rows = rows / np.float32(255)
         padded = np.zeros((size, *rows.shape[1:]), np.float32)
         padded[:count] = rows
-        found = jax.device_get(run(padded))
+        found = on_host(run(padded))
         parts.append(jax.tree.map(lambda x, n=count: x[:n], found))
     return jax.tree.map(lambda *x: np.concatenate(x), *parts)
 

@@ -31,6 +31,7 @@ from bigr_jax.api import (
     Variables,
 )
 from bigr_jax.data.augment import augment, to_float
+from bigr_jax.gather import on_host
 from bigr_jax.interop.files import read
 from bigr_jax.losses.adversarial import adaptive_weight, generator_loss, hinge_discriminator_loss
 from bigr_jax.losses.perceptual import Distance, perceptual
@@ -188,15 +189,15 @@ class AutoencoderTask:
         chosen = np.linspace(0, len(test) - 1, min(len(test), MEASURED)).astype(int)
         images = test.gather(chosen)["image"] / np.float32(255)
         params = {"params": variables["params"]["autoencoder"]}
-        drawn, codes, _ = jax.jit(self.net.apply)(params, images)
-        share = np.asarray(codes).mean(0)
+        drawn, codes, _ = on_host(jax.jit(self.net.apply)(params, images))
+        share = codes.mean(0)
         metrics = {
             "bits_per_image": float(share.size),
             "bits_used": float(((share > 0.005) & (share < 0.995)).mean()),
             "l1_of_mean_image": float(np.abs(images - images.mean(0)).mean()),
         }
         few = np.linspace(0, len(images) - 1, min(len(images), SHOWN)).astype(int)
-        rows = np.concatenate([images[few], np.asarray(drawn)[few]])
+        rows = np.concatenate([images[few], drawn[few]])
         picture = pictures.grid(rows, len(few), names=("image", "reconstruction"))
         return Report(metrics, {"reconstructions": picture})
 

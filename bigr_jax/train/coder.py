@@ -9,13 +9,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 
 from bigr_jax.api import Array, Given, Method
 from bigr_jax.data import Source
 from bigr_jax.data.augment import to_float
 from bigr_jax.data.codes import CodesSource
 from bigr_jax.errors import UserError
+from bigr_jax.gather import on_host
 from bigr_jax.models.binary_autoencoder import BinaryAutoencoder
 from bigr_jax.ops.packing import pack_bits
 from bigr_jax.train import patterns
@@ -93,10 +93,3 @@ def check_codes(source: Source, methods: Mapping[str, Method], given: Given) -> 
             f"{source.folder} holds codes of another tokenizer, {codes.tokenizer[:12]}; the one "
             f"given is {found[:12]}. Encode again, or train with --base of the run that encoded"
         )
-
-
-def on_host(tree: Any) -> Any:
-    """Returns the arrays of a tree, wherever they lie, as whole NumPy arrays."""
-    if jax.process_count() > 1:
-        return multihost_utils.process_allgather(tree, tiled=True)
-    return jax.device_get(tree)

@@ -41,11 +41,12 @@ def train(
     if base and not stage:
         raise UserError(f"--base={base} wants the --stage that is trained on those found there")
     below = opened(base, mesh_of(config)) if base else None
-    run = Run(config, workdir, _window(profile), base=below, stage=stage if base else None)
+    run = Run(config, workdir, _window(profile), base=below, stage=stage)
     names = run.stage_names(stage)
-    run.write_description()
-    for name in names:
-        run.train(name)
+    with run.writing():
+        run.write_description()
+        for name in names:
+            run.train(name)
     print(f"done: look into {workdir} ({', '.join(_shown(workdir))})")
 
 
@@ -92,7 +93,8 @@ def sample(
         )
     path = out or os.path.join(workdir, f"samples-seed{seed}.png")
     shown = [names[row] for row in rows]
-    pictures.save_png(path, pictures.grid(images, per_class, names=shown))
+    if jax.process_index() == 0:
+        pictures.save_png(path, pictures.grid(images, per_class, names=shown))
     return path
 
 

@@ -23,10 +23,11 @@ from bigr_jax import files
 from bigr_jax.data.source import with_progress
 from bigr_jax.errors import UserError
 from bigr_jax.metrics import reference
+from bigr_jax.train import hosts
 from bigr_jax.train.inception_reader import compiled, place
 from bigr_jax.train.loop import Interrupted, scope, stopping
 from bigr_jax.train.run import Run
-from bigr_jax.train.sharding import replicated
+from bigr_jax.train.sharding import replicated, root_key
 
 LABELS = "arr_1"
 # Settings that do not change what is drawn.
@@ -90,9 +91,10 @@ class DrawnSamples:
                 images = draw(index, padded)[: len(labels)]
                 part.add(images)
                 yield images
-                if stop and index + 1 < total:
+                signum = hosts.stop_agreed(stop)
+                if signum and index + 1 < total:
                     raise Interrupted(
-                        stop[0],
+                        signum,
                         f"stopped at {(index + 1) * self._size} of {self._count} images, kept; the "
                         "same command goes on from there",
                     )
@@ -107,7 +109,7 @@ class DrawnSamples:
             return jnp.round(jnp.clip(images, 0.0, 1.0) * 255.0).astype(jnp.uint8)
 
         run = jax.jit(draw, out_shardings=replicated(mesh))
-        key = jax.device_put(jax.random.key(self._seed), replicated(mesh))
+        key = root_key(self._seed, mesh)
 
         def arguments(index: int, labels: np.ndarray) -> tuple[Any, ...]:
             return self._variables, key, np.int32(index), place(labels, mesh), self._given

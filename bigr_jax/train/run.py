@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
-import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,22 +15,21 @@ from bigr_jax import config as configs
 from bigr_jax import durations, files, pictures, registry
 from bigr_jax.api import Given, Method, Report, TrainState
 from bigr_jax.data import Source, open_source
+from bigr_jax.data.described import describe
 from bigr_jax.errors import UserError, nearest, one_of
-from bigr_jax.train import manifest, optimizers, overview, sharding, state
+from bigr_jax.train import checks, hosts, manifest, optimizers, overview, sharding, state
 from bigr_jax.train import workdir as directories
 from bigr_jax.train.checkpoints import Checkpoints
 from bigr_jax.train.coder import check_codes
 from bigr_jax.train.environment import environment
+from bigr_jax.train.guard import POLICIES
 from bigr_jax.train.loop import Evaluator, Plan, fit, scope
 from bigr_jax.train.step import make_step
 from bigr_jax.train.workdir import Base
 from bigr_jax.train.writer import Metrics
 
-# What may differ between two runs in one work directory without changing what is learnt.
-FREE = ("mesh.", "sharding", "sample.", "report.", "study.", "logging.")
 # Keys that `fill` writes; an experiment need not ask for them.
 FILLED = ("data.channels", "data.num_classes", "data.examples")
-LISTED = 5
 
 
 class Run:
@@ -39,6 +38,7 @@ class Run:
     base, stage  another run and the one stage that is this run's own: those that it builds on are
                  taken from `base`, as the ablations of a paper share a tokenizer
     sources      the data, by split; None: those that the config names
+    devices      of its mesh; None: all that there are
 
     Raises UserError for a mistake in the config, unread keys, absent data, a work directory of
     another config, or a base whose stages are not what this config builds on.
@@ -52,6 +52,7 @@ class Run:
         base: Run | None = None,
         stage: str | None = None,
         sources: Mapping[str, Source] | None = None,
+        devices: Sequence[jax.Device] | None = None,
     ) -> None:
         self.workdir, self.profile, self.base = workdir, profile, base
         self.config = configs.copy(config)
@@ -64,40 +65,23 @@ class Run:
         fill(self.config.data, self.sources["train"])
         self.experiment = registry.load(view.slug)
         self.methods: dict[str, Method] = self.experiment.stages(view)
-        self.mesh = sharding.make_mesh(dict(view.mesh.items()))
+        self.mesh = sharding.make_mesh(dict(view.mesh.items()), devices)
         self._view = view
         self._variables: dict[str, Any] = {}
+        self._writing = False
         self._plans: dict[str, tuple[Plan, Any]] = {}
         for name in self.methods:
-            self._plans[name] = self._planned(name)
+            self._plans[name] = self._planned(name, stage in (None, name))
         _ = dict(view.logging.items()), view.variant
         # A stage that is switched off leaves its sections behind.
         off = [f"train.{name}" for name in self.config.train if name not in self.methods]
         off += [key for key in self.config if _switched_off(self.config[key])]
         configs.check_read(view, except_sections=("sample", "report", "study", *FILLED, *off))
-        self.refuse_other_config()
+        checks.refuse_other_config(workdir, self.config)
         self.own = self.stage_names(stage)
         if base is not None:
             self._check_base(base)
-
-    def refuse_other_config(self) -> None:
-        """Raises UserError when the work directory was made with another config, naming the
-        keys.
-        """
-        path = os.path.join(self.workdir, "config.json")
-        if not os.path.exists(path):
-            return
-        changed = [
-            f"{key} was {before!r}, now {after!r}"
-            for key, before, after in configs.diff(configs.load_json(path), self.config)
-            if not key.startswith(FREE)
-        ]
-        if changed:
-            changed[LISTED:] = [f"and {len(changed) - LISTED} more"] * (len(changed) > LISTED)
-            raise UserError(
-                f"{self.workdir} was made with another config: {'; '.join(changed)}. "
-                "Give another --workdir, or the same config to go on"
-            )
+        hosts.agree(self._facts)
 
     def stage_names(self, stage: str | None) -> list[str]:
         """Returns [stage], or all for None. Raises UserError where there is no such stage."""
@@ -115,10 +99,7 @@ class Run:
         """
         if jax.process_index():
             return
-        try:
-            os.makedirs(self.workdir, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"--workdir={self.workdir} cannot be made: {error.strerror}") from None
+        directories.make(self.workdir)
         configs.save(self.config, os.path.join(self.workdir, "config.json"))
         files.write_json(os.path.join(self.workdir, "env.json"), environment())
         directories.write_data(self.workdir, self.sources)
@@ -143,17 +124,36 @@ class Run:
         """Returns the shapes of a stage's variables in linen's boxes, which name the axes."""
         return self._plans[name][1]
 
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Keeps other writers out of the work directory, see `workdir`; it may be nested."""
+        if self._writing:
+            yield
+            return
+        with directories.writing(self.workdir):
+            self._writing = True
+            try:
+                yield
+            finally:
+                self._writing = False
+
     def train(self, name: str, report: bool = True) -> None:
         """Trains a stage from where it stands and measures it; leaves alone one that is done.
 
         report  whether what the method has to show belongs to that, or its test metrics alone
+
+        Raises UserError where another process trains in this work directory, and as `fit` does.
         """
+        with self.writing(), hosts.last_words(functools.partial(self._standing, name)):
+            self._train(name, report)
+
+    def _train(self, name: str, report: bool) -> None:
         plan = self.plan(name)
         if self.is_measured(name):
-            print(f"{name}: already trained to step {plan.total}", file=sys.stderr)
+            hosts.say(f"{name}: already trained to step {plan.total}")
             return
         if self.is_adopted(name):
-            print(f"{name}: its weights were given, it is not trained", file=sys.stderr)
+            hosts.say(f"{name}: its weights were given, it is not trained")
             return
         given = self.given(name)
         check_codes(self.sources["train"], self.methods, given)
@@ -175,7 +175,7 @@ class Run:
         plan = self.plan(name)
         # What is missing is said first.
         _ = self.given(name), self.variables(name)
-        print(f"{name}: measuring what was trained", file=sys.stderr)
+        hosts.say(f"{name}: measuring what was trained")
         entry: dict[str, Any] = {"step": plan.total}
         old = self.results()["stages"].get(name, {})
         entry["seconds"] = old.get("seconds") if seconds is None else seconds
@@ -215,7 +215,7 @@ class Run:
         if make is None:
             raise UserError(f"stage {name!r} of {self.config.slug} has no report")
         with scope(self.mesh):
-            key = jax.device_put(jax.random.key(seed), sharding.replicated(self.mesh))
+            key = sharding.root_key(seed, self.mesh)
             return make(self.variables(name), key, self.sources, self.given(name))
 
     def results(self) -> dict[str, Any]:
@@ -276,13 +276,13 @@ class Run:
                 f"--workdir={self.workdir} --stage={name}"
             )
         with self.checkpoints(name) as checkpoints:
-            finished, _ = checkpoints.restore(plan.abstract, checkpoints.best_step())
+            finished, _ = checkpoints.restore(plan.abstract, hosts.first(checkpoints.best_step))
         section = getattr(self.config.train, name)
         return state.eval_variables(finished, section.optimizer.name)
 
     def is_measured(self, name: str) -> bool:
         """Whether a stage has been trained to its end and what it gave has been written."""
-        entry = self.results()["stages"].get(name, {})
+        entry = hosts.first(self.results)["stages"].get(name, {})
         return bool(entry.get("step") == self.plan(name).total)
 
     def is_finished(self, name: str) -> bool:
@@ -292,12 +292,12 @@ class Run:
     def is_adopted(self, name: str) -> bool:
         """Whether a stage's variables were given to it, see `adopt`."""
         with self._weights(name) as weights:
-            return weights.latest() is not None
+            return hosts.first(weights.latest) is not None
 
     def step_of(self, name: str) -> int:
         """Returns the step of a stage's newest checkpoint, 0 without one."""
         with self.checkpoints(name) as checkpoints:
-            return checkpoints.latest() or 0
+            return hosts.first(checkpoints.latest) or 0
 
     def checkpoints(self, name: str) -> Checkpoints:
         """Opens the checkpoints of a stage."""
@@ -308,11 +308,12 @@ class Run:
     def _weights(self, name: str) -> Checkpoints:
         return Checkpoints(os.path.join(os.path.abspath(self.workdir), name, "weights"), keep=1)
 
-    def _planned(self, name: str) -> tuple[Plan, Any]:
+    def _planned(self, name: str, own: bool) -> tuple[Plan, Any]:
         method, section = self.methods[name], getattr(self._view.train, name)
         source, key = self.sources["train"], f"train.{name}"
         size = section.batch_size
-        rows = self._check_sizes(key, section, method)
+        rows = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        checks.check_sizes(key, section, method, rows if own else 1)
         total = durations.steps(
             section.duration, key=f"{key}.duration", batch_size=size, examples=len(source)
         )
@@ -333,6 +334,8 @@ class Run:
             boxed, tx, section.ema, self.mesh, tuple(self._view.sharding)
         )
         every = {n: resolve(section[n], f"{key}.{n}") for n in ("log", "evaluate", "save")}
+        if section.nonfinite not in POLICIES:
+            raise one_of(f"{key}.nonfinite", section.nonfinite, POLICIES)
         if metric := section.best.removeprefix("-"):
             spec, root = state.batch_spec(source, eval_size), jax.random.key(0)
             found = jax.eval_shape(method.evaluate, abstract.variables, root, spec, given)
@@ -341,7 +344,14 @@ class Run:
         plan = Plan(
             name=name,
             method=method,
-            step=make_step(method, tx, schedule, accumulate=section.accumulate, ema=section.ema),
+            step=make_step(
+                method,
+                tx,
+                schedule,
+                accumulate=section.accumulate,
+                ema=section.ema,
+                skip=section.nonfinite == "skip",
+            ),
             total=total,
             batch_size=size,
             eval_batch_size=eval_size,
@@ -354,11 +364,29 @@ class Run:
             create=functools.partial(self._create, name, tx, abstract, batch),
             abstract=abstract,
             profile=self.profile,
+            nonfinite=section.nonfinite,
         )
         return plan, boxed
 
+    def _facts(self) -> dict[str, dict[str, Any]]:
+        """What all processes of a run share."""
+        told = {split: describe(source) for split, source in self.sources.items()}
+        data = {f"{split}.{key}": v for split, facts in told.items() for key, v in facts.items()}
+        own = {"config": configs.flat(self.config), "data": data}
+        return {**own, "set of devices": hosts.devices()}
+
+    def _standing(self, name: str) -> str:
+        with self.checkpoints(name) as checkpoints:
+            step = checkpoints.latest()
+        if step is None:
+            return f"nothing of stage {name!r} is saved yet; the same command starts it again"
+        return (
+            f"the checkpoint of step {step} of stage {name!r} is intact; the same command goes on "
+            "from there"
+        )
+
     def _create(self, name: str, tx: Any, abstract: Any, batch: Any, given: Given) -> TrainState:
-        key = jax.device_put(jax.random.key(self.config.seed), sharding.replicated(self.mesh))
+        key = sharding.root_key(self.config.seed, self.mesh)
         with scope(self.mesh):
             return state.create(self.methods[name], tx, abstract, key, batch, given)
 
@@ -379,24 +407,6 @@ class Run:
                         f"{theirs.get(path, 'absent')} there and {mine.get(path, 'absent')} here; "
                         "train all stages of this arm"
                     )
-
-    def _check_sizes(self, key: str, section: Any, method: Method) -> int:
-        for name in ("batch_size", "eval_batch_size", "accumulate", "keep"):
-            if section[name] < 1:
-                raise UserError(f"{key}.{name}={section[name]} must be 1 or more")
-        if method.step is not None and section.accumulate > 1:
-            raise UserError(
-                f"{key}.accumulate={section.accumulate}: this stage takes steps of its own, which "
-                "see the whole batch; legal: 1"
-            )
-        rows = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-        if section.batch_size % (rows * section.accumulate):
-            times = f" times accumulate = {section.accumulate}" * (section.accumulate > 1)
-            raise UserError(
-                f"{key}.batch_size={section.batch_size} must be a multiple of data x fsdp = "
-                f"{rows}{times}"
-            )
-        return rows
 
 
 def _switched_off(section: Any) -> bool:

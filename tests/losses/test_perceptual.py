@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bigr_jax.errors import UserError
-from bigr_jax.losses.perceptual import perceptual
+from bigr_jax.losses.perceptual import perceptual, stand_in
 
 GROUPS = [(0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28)]
 WIDTHS = (4, 5, 6, 7, 8)
@@ -129,3 +129,13 @@ def test_errors_name_what_is_wrong(state):
         perceptual("lpips", wrong)
     with pytest.raises(ValueError, match="at least 16 x 16"):
         perceptual("lpips", state)(jnp.zeros((1, 8, 8, 3)), jnp.zeros((1, 8, 8, 3)))
+
+
+def test_noise_stands_in_for_absent_weights_where_it_is_asked_to():
+    distance = perceptual("lpips")
+    images = jnp.zeros((2, 16, 16, 3))
+    with stand_in():
+        shape = jax.eval_shape(distance, images, images)
+    assert (shape.shape, shape.dtype) == ((2,), jnp.float32)
+    with pytest.raises(UserError, match="needs a weights file"):
+        distance(images, images)

@@ -1,8 +1,11 @@
 """A work directory used without its data, on the base of another one, with weights given to it."""
 
+import errno
+import fcntl
 import json
 import os
 import shutil
+import socket
 from pathlib import Path
 
 import jax
@@ -126,3 +129,38 @@ def test_weights_of_another_shape_or_of_a_trained_stage_are_refused(tiny, finish
     with pytest.raises(UserError, match=r"not the weights of stage 'first'.*params/kernel"):
         run.adopt("first", trained)
     assert os.listdir(tmp_path) == []
+
+
+def test_a_work_directory_has_one_writer(tmp_path):
+    where = str(tmp_path / "run")
+    with workdir.writing(where):
+        told = json.loads((tmp_path / "run" / workdir.WRITER).read_text())
+        assert told["pid"] == os.getpid() and told["host"] == socket.gethostname()
+        with (
+            pytest.raises(UserError, match=rf"is being trained by process {os.getpid()} on"),
+            workdir.writing(where),
+        ):
+            pass
+    # What a killed writer leaves is no lock.
+    (tmp_path / "run" / workdir.WRITER).write_text(json.dumps({**told, "pid": 1}))
+    with workdir.writing(where), workdir.writing(str(tmp_path / "other")):
+        pass
+
+
+def test_a_file_system_without_locks_is_written_to(tmp_path, monkeypatch):
+    def no_locks(file, how):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with workdir.writing(str(tmp_path)), workdir.writing(str(tmp_path)):
+        pass
+
+
+def test_a_run_may_write_within_its_own_writing(tiny, tmp_path):
+    run = Run(tiny(), str(tmp_path / "run"))
+    with run.writing(), run.writing():
+        assert (tmp_path / "run" / workdir.WRITER).read_text()
+        with pytest.raises(UserError, match="is being trained by"):
+            Run(tiny(), str(tmp_path / "run")).train("first")
+    run.train("first")
+    assert (tmp_path / "run" / workdir.WRITER).read_text() == ""
