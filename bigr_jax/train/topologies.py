@@ -31,20 +31,24 @@ _QUIET = {
 }
 LEGAL = (
     f"v5e or v6e with {', '.join(_FLAT)}, and v4 or v5p with {', '.join(SLICES['v5p'])} or three "
-    "multiples of 4 such as 4x4x8; e.g. v5e:16x16"
+    "multiples of 4 such as 4x4x8; several slices with their number before, e.g. v5e:16x16, "
+    "2*v5e:16x16"
 )
 
 
 def tpu_slice(name: str) -> list[jax.Device]:
-    """Returns the devices of a TPU slice such as "v5e:16x16", to compile for without having them.
+    """Returns the devices of a TPU slice such as "v5e:16x16", or of several, "2*v5e:16x16", to
+    compile for without having them.
 
     Raises UserError for a slice that cannot be had, and where the compiler, libtpu, is missing.
     """
-    kind, _, shape = name.partition(":")
+    count, _, one = name.rpartition("*")
+    kind, _, shape = one.partition(":")
     big = bool(re.fullmatch(r"\d+x\d+x\d+", shape)) and all(
         int(side) and int(side) % 4 == 0 for side in shape.split("x")
     )
-    if shape not in SLICES.get(kind, ()) and not (big and "2x2x1" in SLICES.get(kind, ())):
+    known = shape in SLICES.get(kind, ()) or (big and "2x2x1" in SLICES.get(kind, ()))
+    if not known or not re.fullmatch(r"([1-9]\d*)?", count):
         raise UserError(f"--topology={name} is no TPU slice; legal: {LEGAL}")
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
@@ -54,7 +58,9 @@ def tpu_slice(name: str) -> list[jax.Device]:
     prepare_compiler()
     from jax.experimental import topologies
 
-    return list(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
+    slices = {"num_slices": int(count)} if count and int(count) > 1 else {}
+    found = topologies.get_topology_desc(platform="tpu", topology_name=one, **slices)
+    return list(found.devices)
 
 
 def compiler() -> str:

@@ -7,13 +7,15 @@ import jax
 import pytest
 
 from bigr_jax.errors import UserError
-from bigr_jax.train import topologies
+from bigr_jax.train import sharding, topologies
 
 
-@pytest.mark.parametrize("name", ["v5e:3x3", "v5e", "v7:2x2", "v5p:2x2", "v5p:4x4x5", "v5p:0x4x4"])
+@pytest.mark.parametrize(
+    "name", ["v5e:3x3", "v5e", "v7:2x2", "v5p:2x2", "v5p:4x4x5", "v5p:0x4x4", "0[*]v5e:2x4"]
+)
 def test_a_slice_that_cannot_be_had_is_refused(name: str) -> None:
     with pytest.raises(UserError, match=f"--topology={name} is no TPU slice; legal: v5e or v6e"):
-        topologies.tpu_slice(name)
+        topologies.tpu_slice(name.replace("[*]", "*"))
 
 
 def test_without_the_compiler_a_line_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,6 +41,16 @@ def test_devices_of_a_slice(name: str, count: int, kind: str) -> None:
     devices = topologies.tpu_slice(name)
     assert {device.device_kind for device in devices} == {kind}
     assert len(devices) == count
+
+
+def test_only_the_data_axis_crosses_slices() -> None:
+    pytest.importorskip("libtpu")
+    devices = topologies.tpu_slice("2*v5e:2x4")
+    mesh = sharding.make_mesh({"data": -1, "fsdp": 4}, devices)
+    slices = [[device.slice_index for device in row.flat] for row in mesh.devices]
+    assert slices == [[0] * 4, [0] * 4, [1] * 4, [1] * 4]
+    with pytest.raises(UserError, match="mesh data=1 does not divide over 2 slices"):
+        sharding.make_mesh({"fsdp": 16}, devices)
 
 
 def test_the_compiler_looks_for_no_tpu(monkeypatch: pytest.MonkeyPatch) -> None:
