@@ -158,7 +158,10 @@ def test_a_folder_of_rubbish_is_an_error(image_folder: Callable) -> None:
         (root / "train" / "cat" / f"bad{number}.png").write_bytes(b"")
     with pytest.raises(UserError, match=rf"none of the 5 examples of {root} can be read; .*bad4"):
         opened(root, "test")
-    with pytest.raises(UserError, match=r"11 of \d+ examples of .* cannot be read, more than 1%; "):
+    # Several threads read: some have found more by the time that one has found enough.
+    with pytest.raises(
+        UserError, match=r"[12]\d of \d+ examples of .* cannot be read, more than 1%; "
+    ):
         opened(root)
 
 
