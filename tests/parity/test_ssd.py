@@ -17,6 +17,7 @@ import pytest
 from bigr_jax.ops.ssd import ssd
 
 FORMS = ("sequential", "chunked", "scanned")
+compiled = jax.jit(ssd, static_argnames=("form", "chunk"))
 NAMES = ("x", "dt", "A", "B", "C")
 
 
@@ -36,14 +37,14 @@ def close(found: Any, wanted: Any) -> None:
 
 @pytest.mark.parametrize("form", [*FORMS, "associative"])
 def test_values_and_final_state(pack: Any, inputs: Any, form: str) -> None:
-    found = ssd(*inputs, form=form, chunk=32)
+    found = compiled(*inputs, form=form, chunk=32)
     close(found.y, pack["y_f64"])
     close(found.state, pack["final_state_f64"])
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_from_a_state(pack: Any, inputs: Any, form: str) -> None:
-    found = ssd(*inputs, form=form, chunk=32, initial_state=jnp.asarray(pack["init_state"]))
+    found = compiled(*inputs, form=form, chunk=32, initial_state=jnp.asarray(pack["init_state"]))
     close(found.y, pack["y_init"])
     close(found.state, pack["final_state_init"])
 
@@ -51,14 +52,14 @@ def test_from_a_state(pack: Any, inputs: Any, form: str) -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_a_length_that_the_chunk_does_not_divide(pack: Any, inputs: Any, form: str) -> None:
     x, dt, A, B, C = inputs
-    found = ssd(x[:, :75], dt[:, :75], A, B[:, :75], C[:, :75], form=form, chunk=32)
+    found = compiled(x[:, :75], dt[:, :75], A, B[:, :75], C[:, :75], form=form, chunk=32)
     close(found.y, pack["y_len75"])
     close(found.state, pack["final_state_len75"])
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_segments(pack: Any, inputs: Any, form: str) -> None:
-    found = ssd(*inputs, form=form, chunk=32, segment_ids=jnp.asarray(pack["segment_ids"]))
+    found = compiled(*inputs, form=form, chunk=32, segment_ids=jnp.asarray(pack["segment_ids"]))
     close(found.y, pack["y_seg_f64"])
     close(found.state, pack["final_state_seg_f64"])
 

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(
 # a TPU: in 16 parts half of every tile would be padding.
 MESH = {"data": -1, "fsdp": 8}
 VARIANTS = ("paper", "paper_xl", "paper_xxl")
-TOPOLOGIES = ("v5e:16x16",)
+TOPOLOGIES = ("v5e:16x16", "v5p:4x4x8")
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
