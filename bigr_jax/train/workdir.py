@@ -52,7 +52,12 @@ def mesh_of(config: ConfigDict) -> dict[str, str]:
 
 
 def make(workdir: str) -> None:
-    """Makes a work directory. Raises UserError where it cannot be made."""
+    """Makes a work directory. Raises UserError where it cannot be made, or is a URL."""
+    if "://" in workdir:
+        raise UserError(
+            f"--workdir={workdir} is a URL; mount the bucket and give the folder, e.g. "
+            "gcsfuse --implicit-dirs my-bucket bucket; --workdir=bucket/run"
+        )
     try:
         os.makedirs(workdir, exist_ok=True)
     except OSError as error:

@@ -278,6 +278,11 @@ def test_a_file_in_the_way(tiny, tmp_path):
     assert refused(tiny(), tmp_path / "run").startswith(f"--workdir={tmp_path}/run cannot be made:")
 
 
+def test_a_bucket_is_to_be_mounted(tiny):
+    with pytest.raises(UserError, match=r"--workdir=gs://mine/run is a URL; mount the bucket"):
+        Run(tiny(), "gs://mine/run").write_description()
+
+
 def test_a_config_that_is_no_json(tiny, tmp_path):
     (tmp_path / "config.json").write_text("{")
     assert refused(tiny(), tmp_path).startswith(f"{tmp_path}/config.json is not JSON")
