@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from bigr_jax import config as configs
 from bigr_jax import files
 from bigr_jax.data.absent import open_or_describe
 from bigr_jax.data.described import Described
+from bigr_jax.errors import UserError
 from bigr_jax.losses.perceptual import stand_in
 from bigr_jax.train import advice, memory, overview, plan_report, planning
 from bigr_jax.train.planning import Figures
@@ -44,10 +46,12 @@ def plan(
         config = configs.override(config, axes)
     sources = {split: open_or_describe(config.data, split) for split in ("train", "test")}
 
-    def make(overrides: Mapping[str, str]) -> Run:
+    def make(overrides: Mapping[str, str], own: str | None = None) -> Run:
         changed = configs.override(config, overrides)
         # No folder of this name can be: nothing is read there, and nothing written.
-        return Run(changed, os.devnull, sources=sources, devices=devices)
+        return Run(
+            changed, os.devnull, stage=own, sources=sources, devices=devices, training=bool(own)
+        )
 
     with stand_in():
         run = make({})
@@ -58,7 +62,18 @@ def plan(
         }
         print(_title(run, name))
         for each in run.stage_names(stage):
-            found["stages"][each] = _stage(run, make, each, name, search)
+            one = functools.partial(make, own=each)
+            try:
+                mine = one({})
+            except UserError as error:
+                # Batches of another stage may well divide over the mesh.
+                if stage is not None or len(run.methods) == 1:
+                    raise
+                print(f"\n# {each}\nnot planned: {error}")
+                continue
+            found["stages"][each] = _stage(mine, one, each, name, search)
+    if not found["stages"]:
+        raise UserError(f"no stage of {config.slug}:{config.variant} can be trained on this mesh")
     if path:
         files.write_json(path, found)
     return found

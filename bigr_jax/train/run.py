@@ -39,6 +39,7 @@ class Run:
                  taken from `base`, as the ablations of a paper share a tokenizer
     sources      the data, by split; None: those that the config names
     devices      of its mesh; None: all that there are
+    training     whether batches must divide over the mesh; to use what was trained they need not
 
     Raises UserError for a mistake in the config, unread keys, absent data, a work directory of
     another config, or a base whose stages are not what this config builds on.
@@ -53,6 +54,7 @@ class Run:
         stage: str | None = None,
         sources: Mapping[str, Source] | None = None,
         devices: Sequence[jax.Device] | None = None,
+        training: bool = True,
     ) -> None:
         self.workdir, self.profile, self.base = workdir, profile, base
         self.config = configs.copy(config)
@@ -71,7 +73,7 @@ class Run:
         self._writing = False
         self._plans: dict[str, tuple[Plan, Any]] = {}
         for name in self.methods:
-            self._plans[name] = self._planned(name, stage in (None, name))
+            self._plans[name] = self._planned(name, training and stage in (None, name))
         _ = dict(view.logging.items()), view.variant
         # A stage that is switched off leaves its sections behind.
         off = [f"train.{name}" for name in self.config.train if name not in self.methods]
@@ -426,7 +428,7 @@ def opened(workdir: str, overrides: Mapping[str, str] | None = None, data: bool 
     if on is not None:
         base, stage = opened(on.workdir, directories.mesh_of(config)), on.stage
     sources = None if data else directories.read_data(workdir, config.data)
-    return Run(config, workdir, base=base, stage=stage, sources=sources)
+    return Run(config, workdir, base=base, stage=stage, sources=sources, training=False)
 
 
 def fill(section: ConfigDict, source: Source) -> None:

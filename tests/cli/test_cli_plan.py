@@ -74,6 +74,16 @@ def test_for_a_tpu_that_is_not_here(capsys: pytest.CaptureFixture[str]) -> None:
     assert "# second" not in out
 
 
+def test_a_stage_whose_batch_the_mesh_does_not_divide_is_passed_over(run_python: Any) -> None:
+    words = ["-m", "bigr_jax", "plan", f"--config={TINY}", "--mesh=data=4"]
+    done = run_python([*words, "--config.train.first.batch_size=6"])
+    assert done.returncode == 0, done.stderr
+    assert "# first\nnot planned: train.first.batch_size=6 must be a multiple of" in done.stdout
+    assert "# second\nparameter " in done.stdout and "train step, batch 8" in done.stdout
+    asked = run_python([*words, "--config.train.first.batch_size=6", "--stage=first"])
+    assert asked.returncode == 2 and asked.stderr.startswith("bigr: train.first.batch_size=6 must")
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -19,7 +19,7 @@ import pytest
 from bigr_jax import config as configs
 from bigr_jax.errors import UserError
 from bigr_jax.train.loop import fit
-from bigr_jax.train.run import Run
+from bigr_jax.train.run import Run, opened
 from bigr_jax.train.state import eval_variables
 from bigr_jax.train.writer import Metrics
 
@@ -86,10 +86,16 @@ def observed(workdir: Path, mesh: dict[str, str]) -> dict[str, Any]:
 def batch_sizes(workdir: Path) -> dict[str, Any]:
     """Returns what becomes of batches that eight devices do not divide."""
     uneven = Run(configs.load(TINY, {"train.first.eval_batch_size": "100"}), str(workdir))
+    config = configs.load(TINY, {"train.first.batch_size": "12"})
+    trained = workdir / "trained"
+    configs.save(Run(config, str(trained), training=False).config, str(trained / "config.json"))
+    used = opened(str(trained), data=True).plan("first").batch_size
+    other = Run(config, str(workdir), stage="second").plan("second").batch_size
     try:
-        Run(configs.load(TINY, {"train.first.batch_size": "12"}), str(workdir))
+        Run(config, str(workdir))
     except UserError as error:
-        return {"eval": uneven.plan("first").eval_batch_size, "train": str(error)}
+        sizes = {"eval": uneven.plan("first").eval_batch_size, "used": used, "other stage": other}
+        return {**sizes, "train": str(error)}
     return {}
 
 
@@ -147,6 +153,8 @@ def test_constraints_of_the_modules_are_in_the_program(eight: Any, mesh: str) ->
 def test_only_training_needs_a_batch_that_the_devices_divide(eight: Any) -> None:
     assert eight["batch_sizes"] == {
         "eval": 104,
+        "used": 12,
+        "other stage": 8,
         "train": "train.first.batch_size=12 must be a multiple of data x fsdp = 8",
     }
 
