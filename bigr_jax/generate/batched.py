@@ -8,18 +8,29 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from bigr_jax.api import Array, Given
 from bigr_jax.gather import on_host
 
 
 def drawing(sample: Callable[..., Array]) -> Any:
-    """Returns `sample`, jitted: on a mesh every device draws its own rows."""
+    """Returns `sample`, jitted for the mesh that is set: every device draws its own rows."""
 
     def spread(variables: Any, key: Array, labels: Array, given: Given) -> Array:
         return sample(variables, key, nn.with_logical_constraint(labels, ("batch",)), given)
 
-    return jax.jit(spread)
+    if jax.sharding.get_abstract_mesh().empty:
+        return jax.jit(spread)
+    # Left to itself the compiler may choose a placement of the labels that JAX has no name for.
+    return jax.jit(spread, in_shardings=(None, None, PartitionSpec(), None))
+
+
+def rounded(size: int, mesh: Mesh | AbstractMesh) -> int:
+    """Returns the least number of rows, from `size` on, that divides over the devices of a mesh."""
+    shape = dict(mesh.shape)
+    devices = shape.get("data", 1) * shape.get("fsdp", 1)
+    return -(-size // devices) * devices
 
 
 def sample_in_batches(
@@ -30,14 +41,16 @@ def sample_in_batches(
     given: Given,
     size: int,
 ) -> np.ndarray:
-    """Returns images for all labels, `size` at a time, the last batch padded so that one program
-    serves all.
+    """Returns images for all labels, about `size` at a time, the last batch padded so that one
+    program serves all.
 
-    sample  (variables, key, labels [size], given) -> images [size, H, W, C]
+    sample  (variables, key, labels [B], given) -> images [B, H, W, C]
+    size    B, but for what the devices of the mesh that is set need to have equally many, see
+            `rounded`
     Returns float32 [len(labels), H, W, C]. Batch i draws with `fold_in(key, i)`.
     """
-    run = drawing(sample)
-    parts = []
+    run, parts = drawing(sample), []
+    size = rounded(size, jax.sharding.get_abstract_mesh())
     for index, start in enumerate(range(0, len(labels), size)):
         rows = np.asarray(labels[start : start + size], np.int32)
         padded = np.pad(rows, (0, size - len(rows)), mode="edge")

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from bigr_jax.generate.batched import drawing
+from bigr_jax.generate.batched import drawing, rounded
 from bigr_jax.ops import chips, flops, hlo, hlo_memory
 from bigr_jax.ops.collectives import Collective, collectives
 from bigr_jax.ops.hlo_memory import Kept
@@ -131,7 +131,7 @@ def plan_sampler(run: Run, name: str, size: int) -> Figures:
 
 def drawn_at_once(run: Run) -> int:
     """Returns how many images `bigr sample` draws in one run of its program."""
-    return min(DRAWN_AT_ONCE, PER_CLASS * run.config.data.num_classes)
+    return rounded(min(DRAWN_AT_ONCE, PER_CLASS * run.config.data.num_classes), run.mesh)
 
 
 def with_useful(found: Figures, useful: int) -> Figures:

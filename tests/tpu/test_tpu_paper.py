@@ -33,6 +33,14 @@ def test_generator_fits_as_on_record(variant: str, topology: str) -> None:
     assert found["memory"]["parameters"] <= (1 / MESH["fsdp"] + 0.02) * whole
 
 
+def test_sampler_fits_as_on_record() -> None:
+    run = golden.make("bigr:paper", "v5e:16x16", MESH, "generator")
+    case = golden.Case("bigr:paper", "v5e:16x16", MESH, "generator", "sampler")
+    found = golden.check(run, case)
+    # Every chip draws one image, and has no more of them in memory than that takes.
+    assert found["memory"]["temporaries"] < 2**30 / 8
+
+
 def leaves(run: golden.Run) -> list:
     import jax
 
