@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
+import jax.numpy as jnp
 
 Array = jax.Array
 
@@ -17,10 +20,19 @@ def softmax_attention(
 ) -> Array:
     """Returns softmax(query key^T / sqrt(head_dim)) value, with logits and softmax in float32.
 
-    query: [batch, length, heads, head_dim], key and value: [batch, keys, heads, head_dim],
-    key_mask: bool [batch, keys], True = may be attended to; where a sequence has no such key, its
-    values are averaged; causal: token i attends to keys 0..i alone -> as query.
+    query: [batch, length, heads, head_dim], key: [batch, keys, heads, head_dim], value: [batch,
+    keys, heads, channels], key_mask: bool [batch, keys], True = may be attended to; where a
+    sequence has no such key, its values are averaged; causal: token i attends to keys 0..i alone
+    -> [batch, length, heads, channels], as query.
     Source: Vaswani et al. (arXiv 1706.03762), equation 1.
     """
     mask = None if key_mask is None else key_mask[:, None, None, :]
-    return jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=causal)
+    scale, channels = 1 / math.sqrt(query.shape[-1]), value.shape[-1]
+    most = max(query.shape[-1], channels)
+    # One number of channels is wanted; zeros change neither the logits nor what is kept.
+    query, key, value = (
+        v if v.shape[-1] == most else jnp.pad(v, ((0, 0),) * 3 + ((0, most - v.shape[-1]),))
+        for v in (query, key, value)
+    )
+    attend = jax.nn.dot_product_attention
+    return attend(query, key, value, scale=scale, mask=mask, is_causal=causal)[..., :channels]

@@ -122,6 +122,9 @@ def _equation(equation: Any, dtype: Any) -> int:
     inner = sum(count(jaxpr, dtype) for jaxpr in _jaxprs(params))
     if name == "scan":
         return params["length"] * inner
+    if name == "pallas_call":
+        # The body is one step of the grid's.
+        return inner * math.prod(params["grid_mapping"].grid)
     if name == "shard_map":
         # The body is one device's share along the axes that are mapped.
         return inner * math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"])

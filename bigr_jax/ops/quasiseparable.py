@@ -12,6 +12,7 @@ Source: Hydra (arXiv 2407.09941), section 3, and its official implementation.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from bigr_jax.ops import scan_choice as choice
 from bigr_jax.ops import ssd as scans
 from bigr_jax.ops.ssd import Chunk, Inputs
 
@@ -50,18 +52,21 @@ def quasiseparable(
     backward: Direction,
     delta: Array,
     *,
-    form: str = "fused",
-    chunk: int = 64,
+    form: str = "auto",
+    chunk: int | None = None,
     initial_state: Array | None = None,
     segment_ids: Array | None = None,
+    interpret: bool = False,
 ) -> Array:
     """Returns M x for every head, as x.
 
     x: [b, l, h, p], A: [h], negative, delta: [b, l, h]
-    form           of FORMS; all give the same values and gradients
-    chunk          tokens that are multiplied at once; any length will do
+    form           of FORMS, which all give the same values and gradients; "pallas", a kernel for
+                   a TPU, see `kernels.forms`; or "auto", the fastest, see `scan_choice`
+    chunk          tokens that are multiplied at once, of any length; None: as the form likes it
     initial_state  [b, h, p, n], with which both scans start; zeros where None
     segment_ids    int [b, l]: tokens of different segments do not see each other
+    interpret      "pallas" runs anywhere, slowly
 
     Decays, their sums and states are float32, products are in the type of x with float32
     accumulation. On a mesh with more than one device along "seq", each takes its part of the
@@ -69,24 +74,15 @@ def quasiseparable(
     ValueError for another form, shapes that do not fit, and an initial state with segments, of
     which only the outer ones would see it.
     """
-    if form not in FORMS:
-        raise ValueError(f"form is {form!r}; legal: {', '.join(FORMS)}")
-    b, length, h, p = x.shape
-    shapes = {"A": (A, (h,)), "delta": (delta, (b, length, h))}
-    for side, way in (("forward", forward), ("backward", backward)):
-        g, n = forward.B.shape[-2:]
-        shapes[f"{side}.dt"] = way.dt, (b, length, h)
-        shapes[f"{side}.B"] = way.B, (b, length, g, n)
-        shapes[f"{side}.C"] = way.C, (b, length, g, n)
-    for name, (array, shape) in shapes.items():
-        if array.shape != shape:
-            raise ValueError(f"{name} has the shape {array.shape}, expected {shape}")
-    if h % g:
-        raise ValueError(f"{h} heads do not divide into {g} groups")
+    choice.check(form, FORMS, chunk)
+    if delta.shape != x.shape[:3]:
+        raise ValueError(f"delta has the shape {delta.shape}, expected {x.shape[:3]}")
     if initial_state is not None and segment_ids is not None:
         raise ValueError("initial_state and segment_ids exclude each other")
-    start = jnp.zeros((b, h, p, n)) if initial_state is None else initial_state
-    start = start.astype(jnp.float32).reshape(b, g, h // g, p, n)
+    start = scans.start(x, A, {"forward.": forward, "backward.": backward}, initial_state)
+    b, length, h = x.shape[:3]
+    g = forward.B.shape[2]
+    start = start.reshape(b, g, h // g, *start.shape[2:])
     run = scans.runs(segment_ids, b, length)
     f, k = (
         Inputs(x, w.dt.astype(jnp.float32), w.dt.astype(jnp.float32) * A, w.B, w.C, run)
@@ -94,12 +90,16 @@ def quasiseparable(
     )
     delta = delta.astype(jnp.float32)
     if form == "official":
-        return _official(f, k, delta, start, chunk)
+        return _official(f, k, delta, start, choice.CHUNK if chunk is None else chunk)
     f, k = f._replace(C=_shifted(f.C, True)), k._replace(C=_shifted(k.C, False))
     parts = dict(jax.sharding.get_abstract_mesh().shape).get(AXIS, 1)
-    if parts == 1 or run is not None:
-        return FORMS[form](f, k, delta, (start, start), chunk)
-    return _in_parts(f, k, delta, start, chunk, form, parts)
+    parts = 1 if run is not None else parts
+    forms = FORMS | {choice.PALLAS: functools.partial(_kernel, interpret=interpret)}
+    # By the whole length: sequences are put in parts for the sake of memory.
+    mix = choice.resolved("quasiseparable", forms, form, length, chunk)
+    if parts == 1:
+        return mix(f, k, delta, (start, start))
+    return _in_parts(f, k, delta, start, mix, parts)
 
 
 def materialize(A: Array, forward: Direction, backward: Direction, delta: Array) -> Array:
@@ -124,7 +124,7 @@ def materialize(A: Array, forward: Direction, backward: Direction, delta: Array)
 
 
 def _in_parts(
-    f: Inputs, k: Inputs, delta: Array, start: Array, chunk: int, form: str, parts: int
+    f: Inputs, k: Inputs, delta: Array, start: Array, mix: Callable[..., Array], parts: int
 ) -> Array:
     """Every device's tokens on their own, from the states in which the others leave them."""
     length = f.x.shape[1]
@@ -135,8 +135,8 @@ def _in_parts(
 
     def local(sides: tuple[Any, Any], delta: Array, start: Array) -> Array:
         f, k = (Inputs._make((*side, None)) for side in sides)
-        starts = _arriving(f, start, chunk, False), _arriving(k, start, chunk, True)
-        return FORMS[form](f, k, delta, starts, chunk)
+        starts = _arriving(f, start, False), _arriving(k, start, True)
+        return mix(f, k, delta, starts)
 
     sides = jax.tree.map(padded, (tuple(f[:5]), tuple(k[:5])))
     rows = PartitionSpec(None, AXIS)
@@ -150,9 +150,9 @@ def _in_parts(
     return mapped(sides, padded(delta), start)[:, :length]
 
 
-def _arriving(way: Inputs, start: Array, chunk: int, reverse: bool) -> Array:
+def _arriving(way: Inputs, start: Array, reverse: bool) -> Array:
     """Returns the state that arrives at this device's tokens, [b, g, r, p, n]."""
-    part = scans.split(way, chunk)
+    part = scans.split(way, choice.CHUNK)
     whole = scans.sums(part.a, reverse)
     added = jax.vmap(lambda c, s: scans.added_state(c, s, reverse))(part, whole)
     decays = scans.total(part.a)
@@ -224,8 +224,38 @@ def _streamed(f: Inputs, k: Inputs, delta: Array, starts: Starts, chunk: int) ->
     return scans.joined(y, f.x.shape[1])
 
 
+def _sequential(f: Inputs, k: Inputs, delta: Array, starts: Starts, chunk: int) -> Array:
+    """Token by token from both ends: little work, and much memory where gradients are needed."""
+    del chunk
+    y = _walked(f, starts[0], False) + _walked(k, starts[1], True)
+    return (y + delta[..., None] * f.x).astype(f.x.dtype)
+
+
+def _walked(way: Inputs, start: Array, reverse: bool) -> Array:
+    """Returns what one direction adds, float32 [b, l, h, p]."""
+    # A token's state is read by the neighbour that follows: in step with the scan, which then
+    # changes the state in place.
+    step = 1 if reverse else -1
+    edge = -1 if reverse else 0
+    following = way._replace(C=jnp.roll(way.C, step, axis=1))
+    y = scans.walked(following, start.reshape(len(start), -1, *start.shape[3:]), reverse).y
+    first = jnp.einsum("bgn,bgrpn->bgrp", way.C[:, edge].astype(jnp.float32), start)
+    y = jnp.roll(y, -step, axis=1).at[:, edge].set(first.reshape(y[:, 0].shape))
+    return jnp.where(scans.fresh(way, reverse)[..., None, None], 0.0, y)
+
+
+def _kernel(
+    f: Inputs, k: Inputs, delta: Array, starts: Starts, chunk: int, *, interpret: bool
+) -> Array:
+    # Few need Pallas, which takes long to import.
+    from bigr_jax.ops.kernels import forms
+
+    return forms.mix(f, k, delta, starts, chunk, interpret)
+
+
 # All take the directions with C of the neighbour; "official" takes them as they are.
 FORMS: dict[str, Callable[..., Array]] = {
+    "sequential": _sequential,
     "official": _official,
     "matrix": _matrix,
     "fused": _fused,

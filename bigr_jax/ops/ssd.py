@@ -1,4 +1,4 @@
-"""The selective state-space scan with one decay per head, in four forms with one signature.
+"""The selective state-space scan with one decay per head, in forms with one signature.
 
 For every head, with a state S of [P, N] and an input x_t of P channels,
 
@@ -11,11 +11,14 @@ channels of the state; head k is of group k // (h / g).
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from bigr_jax.ops import scan_choice as choice
 
 Array = jax.Array
 
@@ -38,43 +41,64 @@ def ssd(
     B: Array,
     C: Array,
     *,
-    form: str = "chunked",
-    chunk: int = 64,
+    form: str = "auto",
+    chunk: int | None = None,
     initial_state: Array | None = None,
     segment_ids: Array | None = None,
     reverse: bool = False,
+    interpret: bool = False,
 ) -> Result:
     """Scans a sequence.
 
     x: [b, l, h, p], dt: [b, l, h], positive, 0 where a token is to leave no trace, A: [h],
     negative, B and C: [b, l, g, n]
-    form           of FORMS; all give the same values and gradients
-    chunk          tokens that are multiplied at once; any length will do
+    form           of FORMS, which all give the same values and gradients; "pallas", a kernel for
+                   a TPU, see `kernels.forms`; or "auto", the fastest, see `scan_choice`
+    chunk          tokens that are multiplied at once, of any length; None: as the form likes it
     initial_state  [b, h, p, n], zeros where None
     segment_ids    int [b, l]: where the number changes the state starts anew at zero
     reverse        from the last token to the first
+    interpret      "pallas" runs anywhere, slowly
 
     Decays, their sums and the state are float32, the products of x, B and C in the type of x with
     float32 accumulation. Raises ValueError for another form and for shapes that do not fit.
     """
-    if form not in FORMS:
-        raise ValueError(f"form is {form!r}; legal: {', '.join(FORMS)}")
+    choice.check(form, FORMS, chunk)
+    state = start(x, A, {"": (dt, B, C)}, initial_state)
+    b, length = x.shape[:2]
+    inputs = Inputs(
+        x, dt.astype(jnp.float32), dt.astype(jnp.float32) * A, B, C, runs(segment_ids, b, length)
+    )
+    forms: dict[str, Callable[..., Result]] = {
+        name: functools.partial(_in_order, run, reverse) for name, run in FORMS.items()
+    }
+    forms[choice.PALLAS] = functools.partial(_kernel, reverse=reverse, interpret=interpret)
+    return choice.resolved("ssd", forms, form, length, chunk)(inputs, state)
+
+
+def start(
+    x: Array, A: Array, sides: Mapping[str, tuple[Array, Array, Array]], state: Array | None
+) -> Array:
+    """Returns the state in which scans of `x` begin, float32 [b, h, p, n].
+
+    sides  {what the names of a scan's own arguments begin with: its dt, B and C}
+    Raises ValueError, which names the argument, for shapes that do not fit.
+    """
     b, length, h, p = x.shape
-    g, n = B.shape[-2:]
-    wanted = {"dt": (dt, (b, length, h)), "A": (A, (h,)), "B": (B, (b, length, g, n))}
-    wanted |= {"C": (C, (b, length, g, n))}
-    if initial_state is not None:
-        wanted["initial_state"] = (initial_state, (b, h, p, n))
+    g, n = next(iter(sides.values()))[1].shape[-2:]
+    rows, pairs = (b, length, h), (b, length, g, n)
+    wanted: dict[str, tuple[Array, tuple[int, ...]]] = {"A": (A, (h,))}
+    for side, arrays in sides.items():
+        names = (f"{side}dt", f"{side}B", f"{side}C")
+        wanted |= dict(zip(names, zip(arrays, (rows, pairs, pairs), strict=True), strict=True))
+    if state is not None:
+        wanted["initial_state"] = (state, (b, h, p, n))
     for name, (array, shape) in wanted.items():
         if array.shape != shape:
             raise ValueError(f"{name} has the shape {array.shape}, expected {shape}")
     if h % g:
         raise ValueError(f"{h} heads do not divide into {g} groups")
-    state = jnp.zeros((b, h, p, n)) if initial_state is None else initial_state
-    inputs = Inputs(
-        x, dt.astype(jnp.float32), dt.astype(jnp.float32) * A, B, C, runs(segment_ids, b, length)
-    )
-    return FORMS[form](inputs, state.astype(jnp.float32), chunk, reverse)
+    return jnp.zeros((b, h, p, n)) if state is None else state.astype(jnp.float32)
 
 
 class Inputs(NamedTuple):
@@ -88,6 +112,17 @@ class Inputs(NamedTuple):
     B: Array
     C: Array
     run: Array | None
+
+
+def _in_order(run: Any, reverse: bool, inputs: Inputs, state: Array, chunk: int) -> Result:
+    return run(inputs, state, chunk, reverse)
+
+
+def _kernel(inputs: Inputs, state: Array, chunk: int, *, reverse: bool, interpret: bool) -> Result:
+    # Few need Pallas, which takes long to import.
+    from bigr_jax.ops.kernels import forms
+
+    return forms.scan(inputs, state, chunk, reverse, interpret)
 
 
 class Chunk(NamedTuple):
@@ -116,8 +151,6 @@ def runs(segment_ids: Array | None, batch: int, length: int) -> Array | None:
 
 def split(inputs: Inputs, chunk: int) -> Chunk:
     """Returns the chunks, [chunks, ...]; the last is filled up with tokens that leave no trace."""
-    if chunk < 1:
-        raise ValueError(f"chunk is {chunk}, expected 1 or more")
     b, length, h = inputs.x.shape[:3]
     g = inputs.B.shape[2]
     chunk = min(chunk, max(length, 1))
@@ -154,8 +187,14 @@ def joined(y: Array, length: int) -> Array:
 
 def _sequential(inputs: Inputs, state: Array, chunk: int, reverse: bool) -> Result:
     del chunk
+    y, state = walked(inputs, state, reverse)
+    return Result(y.astype(inputs.x.dtype), state)
+
+
+def walked(inputs: Inputs, state: Array, reverse: bool) -> Result:
+    """Scans token by token; y is float32."""
     repeats = inputs.x.shape[2] // inputs.B.shape[2]
-    fresh = _fresh(inputs, reverse)
+    starts = fresh(inputs, reverse)
 
     def step(state: Array, token: tuple[Array, ...]) -> tuple[Array, Array]:
         x, dt, a, B, C, new = token
@@ -164,18 +203,18 @@ def _sequential(inputs: Inputs, state: Array, chunk: int, reverse: bool) -> Resu
         state = state + (dt[..., None] * x.astype(jnp.float32))[..., None] * B[:, :, None, :]
         return state, jnp.einsum("bhpn,bhn->bhp", state, C)
 
-    rows = (inputs.x, inputs.dt, inputs.a, inputs.B, inputs.C, fresh)
+    rows = (inputs.x, inputs.dt, inputs.a, inputs.B, inputs.C, starts)
     tokens = tuple(jnp.moveaxis(row, 1, 0) for row in rows)
     state, y = jax.lax.scan(step, state, tokens, reverse=reverse)
-    return Result(jnp.moveaxis(y, 0, 1).astype(inputs.x.dtype), state)
+    return Result(jnp.moveaxis(y, 0, 1), state)
 
 
 def _associative(inputs: Inputs, state: Array, chunk: int, reverse: bool) -> Result:
     del chunk
     repeats = inputs.x.shape[2] // inputs.B.shape[2]
     B, C = (jnp.repeat(v.astype(jnp.float32), repeats, axis=2) for v in (inputs.B, inputs.C))
-    fresh = _fresh(inputs, reverse)
-    decay = jnp.where(fresh[..., None], 0.0, jnp.exp(inputs.a))
+    new = fresh(inputs, reverse)
+    decay = jnp.where(new[..., None], 0.0, jnp.exp(inputs.a))
     added = (inputs.dt[..., None] * inputs.x.astype(jnp.float32))[..., None] * B[..., None, :]
     # The state before the first token is one more step.
     where = -1 if reverse else 0
@@ -312,7 +351,7 @@ def _within(part: Chunk, cs: Array, reverse: bool) -> Array:
     )
 
 
-def _fresh(inputs: Inputs, reverse: bool) -> Array:
+def fresh(inputs: Inputs, reverse: bool) -> Array:
     """Returns bool [b, l]: the tokens at which the state starts anew."""
     if inputs.run is None:
         return jnp.zeros(inputs.x.shape[:2], bool)

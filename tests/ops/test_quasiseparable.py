@@ -129,7 +129,7 @@ def both(form: str, state: bool) -> list[Any]:
 
 
 @pytest.mark.parametrize("state", [False, True])
-@pytest.mark.parametrize("form", ["fused", "streamed", "matrix"])
+@pytest.mark.parametrize("form", ["fused", "streamed", "matrix", "auto"])
 def test_values_and_gradients_are_those_of_two_scans(form: str, state: bool) -> None:
     for mine, theirs in zip(both(form, state), both("official", state), strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=0, atol=5e-6 * np.abs(theirs).max())
@@ -162,9 +162,39 @@ def test_gradients_of_the_exact_matrix(form: str) -> None:
         assert float((np.asarray(found, np.float64) * way).sum()) == pytest.approx(wanted, rel=1e-4)
 
 
+def cost(form: str, gradients: bool) -> dict[str, float]:
+    """XLA's own count of a program at 1024 tokens, in chunks of 64."""
+
+    def run(*arrays: Any) -> Any:
+        return quasiseparable(*arrays, form=form, chunk=64)
+
+    def loss(*arrays: Any) -> Any:
+        return run(*arrays).sum()
+
+    made = functools.partial(inputs, np.random.default_rng(0), 2, 1024, 8, 64, 1, 64)
+    function = jax.value_and_grad(loss, range(5)) if gradients else run
+    return jax.jit(function).lower(*jax.eval_shape(made)).compile().cost_analysis()
+
+
+def test_work_is_that_of_the_formula() -> None:
+    """Source: the count of Hydra's chunks by hand, for P = N = 64 and one group of 8 heads."""
+    q, n, p, g, h = 64, 64, 64, 1, 8
+    one = 2 * q * (n * g / h + p) + 4 * n * p + 2 * n * p / q
+    two = 2 * q * (2 * n * g / h + p) + 8 * n * p + 4 * n * p / q
+    tokens = 2 * 1024 * 8
+    official, fused = cost("official", False), cost("fused", False)
+    assert 2 * one * tokens < official["flops"] <= 1.05 * 2 * one * tokens
+    assert two * tokens < fused["flops"] <= 1.05 * two * tokens
+    for name in ("flops", "bytes accessed", "transcendentals"):
+        assert fused[name] < 0.9 * official[name]
+    assert cost("fused", True)["flops"] <= 3.3 * two * tokens
+
+
 def test_what_does_not_fit_is_named() -> None:
     x, A, f, k, delta = inputs(np.random.default_rng(0), 1, 4, 2, 3, 1, 4)
-    with pytest.raises(ValueError, match="form is 'fast'; legal: official, matrix, fused"):
+    with pytest.raises(
+        ValueError, match="form is 'fast'; legal: auto, sequential, official, matrix, fused"
+    ):
         quasiseparable(x, A, f, k, delta, form="fast")
     with pytest.raises(ValueError, match=r"backward\.C has the shape"):
         quasiseparable(x, A, f, k._replace(C=k.C[:, :3]), delta)

@@ -119,10 +119,28 @@ def test_products_in_bfloat16_with_sums_in_float32(form: str) -> None:
     assert np.abs(found.y.astype(jnp.float32) - wanted.y).max() < 0.02 * scale
 
 
+def test_the_default_is_a_form_for_values_and_one_for_gradients() -> None:
+    arrays = inputs(np.random.default_rng(3), 1, 20, 2, 3, 1, 4)
+
+    def loss(*arrays: Any, **options: Any) -> Any:
+        return jnp.square(ssd(*arrays, **options).y).sum()
+
+    found = jax.jit(jax.value_and_grad(loss, range(5)))(*arrays)
+    wanted = jax.jit(jax.value_and_grad(functools.partial(loss, form="sequential"), range(5)))
+    for mine, theirs in zip(*map(jax.tree.leaves, (found, wanted(*arrays))), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
+    # Token by token without gradients, in chunks with them.
+    plain, differentiated = (str(jax.make_jaxpr(f)(*arrays)) for f in (loss, jax.grad(loss)))
+    assert "length=20" in plain and "length=20" not in differentiated
+
+
 def test_what_does_not_fit_is_named() -> None:
     x, dt, A, B, C = inputs(np.random.default_rng(0), 1, 4, 2, 3, 1, 4)
     for changes, text in (
-        ({"form": "fast"}, "form is 'fast'; legal: sequential, associative, chunked, scanned"),
+        (
+            {"form": "fast"},
+            "form is 'fast'; legal: auto, sequential, associative, chunked, scanned",
+        ),
         ({"chunk": 0}, "chunk is 0"),
         ({"segment_ids": jnp.zeros((1, 3), int)}, "segment_ids has the shape"),
         ({"initial_state": jnp.zeros((1, 2, 4, 3))}, "initial_state has the shape"),
