@@ -36,7 +36,8 @@ def read(path: str | Path, part: str = "ae") -> State:
 
     A training checkpoint may hold several networks side by side, each under its own first name
     ("ae.", "disc.", "perceptual."): then only `part` is kept and its first name dropped. A file
-    that nests the averaged weights under "ema." yields those. Any other file is returned as it is.
+    that nests the averaged weights under "ema." yields those, one whose trainer put "model." before
+    all names the names. Any other file is returned as it is.
 
     Returns {published name: array}, dtypes as stored. Raises UserError for a missing file, for a
     PyTorch pickle (with the command that converts it), for another suffix and for a broken file.
@@ -124,7 +125,7 @@ def _read_npz(path: Path) -> State:
 
 
 def _select(state: State, part: str) -> State:
-    for prefix in ("ema.", "ae."):
+    for prefix in ("model.", "ema.", "ae."):
         if not any(name.startswith(prefix) for name in state):
             continue
         if prefix == "ae." and part != "ae":

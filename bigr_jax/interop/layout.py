@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,12 +11,14 @@ import numpy as np
 class Entry(NamedTuple):
     """One row of a name table: a published PyTorch name, and where and how its values lie here.
 
+    Several rows with one published name are its parts along the first axis, in the table's order.
+
     torch   name in the published state_dict
     path    path in the variables, e.g. ("params", "norm", "scale")
     layout  "same"; "linear": (out, in) <-> (in, out); "conv": OIHW <-> HWIO
     layer   index along the leading axis of a parameter stacked over layers; None: not stacked
     shape   the published shape, where it differs from ours by axes of length one or by a split
-            axis; None: as `layout` gives
+            axis, or of the part; None: as `layout` gives
     """
 
     torch: str
@@ -49,6 +52,31 @@ def published_shape(entry: Entry, ours: tuple[int, ...]) -> tuple[int, ...]:
     if entry.layout == "conv" and len(one) == 4:
         return (one[3], one[2], one[0], one[1])
     raise ValueError(f"{entry.torch}: layout {entry.layout!r} does not fit a parameter of {ours}")
+
+
+def whole_shapes(
+    entries: Sequence[Entry], shapes: Sequence[tuple[int, ...]]
+) -> dict[str, tuple[int, ...]]:
+    """Returns {published name: shape} of the tensors whose parts, row by row, have `shapes`."""
+    found: dict[str, tuple[int, ...]] = {}
+    for entry, shape in zip(entries, shapes, strict=True):
+        before = found.get(entry.torch)
+        found[entry.torch] = (before[0] + shape[0], *shape[1:]) if before else shape
+    return found
+
+
+def spans(entries: Sequence[Entry], shapes: Sequence[tuple[int, ...]]) -> list[slice | None]:
+    """Returns of every row the part that it has of its tensor's first axis; None: all of it."""
+    whole, ends = whole_shapes(entries, shapes), dict.fromkeys((e.torch for e in entries), 0)
+    found: list[slice | None] = []
+    for entry, shape in zip(entries, shapes, strict=True):
+        if shape == whole[entry.torch]:
+            found.append(None)
+            continue
+        start = ends[entry.torch]
+        ends[entry.torch] = start + shape[0]
+        found.append(slice(start, start + shape[0]))
+    return found
 
 
 def inward(entry: Entry, value: np.ndarray, ours: tuple[int, ...]) -> np.ndarray:

@@ -17,10 +17,20 @@ from bigr_jax.errors import UserError, nearest, one_of
 from bigr_jax.interop import (
     names_bigr,
     names_binary_autoencoder,
+    names_hydra,
     names_inception,
+    names_masked_model,
     names_patch_discriminator,
 )
-from bigr_jax.interop.layout import UNUSED, Entry, inward, outward, published_shape
+from bigr_jax.interop.layout import (
+    UNUSED,
+    Entry,
+    inward,
+    outward,
+    published_shape,
+    spans,
+    whole_shapes,
+)
 from bigr_jax.models import bigr, binary_autoencoder, inception
 
 Path = tuple[str, ...]
@@ -34,11 +44,13 @@ class _Family(NamedTuple):
             prefix} of second names for tensors of the table; CARRIED, patterns of constants and
             counters that nothing reads. Both are remembered in the collection "unused"
     part    first name of its tensors in a file that holds several networks, "" where none does
+    layer   it does not know the width of its input, which `table` and `inputs` take after the model
     """
 
     names: ModuleType
-    inputs: Callable[[Any], tuple[Any, ...]]
+    inputs: Callable[..., tuple[Any, ...]]
     part: str = ""
+    layer: bool = False
 
 
 def _image(model: Any) -> tuple[Any, ...]:
@@ -59,11 +71,21 @@ def _tokens(model: Any) -> tuple[Any, ...]:
     return bits, jnp.zeros((1,), jnp.int32), counts > 0, bits, counts
 
 
+def _residual(model: Any, width: int) -> tuple[Any, ...]:
+    return (jnp.zeros((1, 1, width)),)
+
+
+def _sentence(model: Any) -> tuple[Any, ...]:
+    return (jnp.zeros((1, 1), jnp.int32),)
+
+
 _FAMILIES: Mapping[str, _Family] = {
     "BinaryAutoencoder": _Family(names_binary_autoencoder, _image, "ae"),
     "PatchDiscriminator": _Family(names_patch_discriminator, _patch, "disc"),
     "BiGR": _Family(names_bigr, _tokens),
     "InceptionV3": _Family(names_inception, _pixels),
+    "Hydra": _Family(names_hydra, _residual, layer=True),
+    "MaskedModel": _Family(names_masked_model, _sentence),
 }
 
 
@@ -77,22 +99,26 @@ def published() -> dict[str, nn.Module]:
     return {**binary_autoencoder.PUBLISHED, **generators}
 
 
-def from_torch(model: nn.Module | str, state: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def from_torch(
+    model: nn.Module | str, state: Mapping[str, np.ndarray], *, width: int | None = None
+) -> dict[str, Any]:
     """Returns the variables of `model` that hold the published tensors `state`.
 
     model  a linen module, or the name of a published size such as "BiGR-L-d24" or "B-AE-d24"
     state  {published name: array}, as `files.read` gives it
+    width  channels of its input, where the model is a layer that does not know them: Hydra
 
     The arrays stay in host memory (NumPy, without partitioning metadata) and keep their dtype and
     every bit. Tensors that no computation reads go to the collection "unused". Raises one UserError
     that names every missing tensor, every unknown one and every one of another shape.
     """
     label, model = _resolve(model)
-    names = _names(model)
+    names = _names(model, width)
     _check(label, names, state)
     flat: dict[Path, Any] = {}
-    for entry in names.entries:
+    for entry, span in zip(names.entries, spans(names.entries, names.parts()), strict=True):
         value, ours = np.asarray(state[entry.torch]), names.shape(entry)
+        value = value if span is None else value[span]
         one = inward(entry, value, ours)
         if entry.layer is None:
             flat[entry.path] = one
@@ -106,7 +132,9 @@ def from_torch(model: nn.Module | str, state: Mapping[str, np.ndarray]) -> dict[
     return unflatten_dict(flat)
 
 
-def to_torch(model: nn.Module | str, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def to_torch(
+    model: nn.Module | str, variables: Mapping[str, Any], *, width: int | None = None
+) -> dict[str, np.ndarray]:
     """Returns the published tensors {name: array} of the `variables` of `model`.
 
     It undoes `from_torch` bit for bit, second names included. Where there is no collection
@@ -114,7 +142,7 @@ def to_torch(model: nn.Module | str, variables: Mapping[str, Any]) -> dict[str, 
     Raises UserError that names every missing parameter, every unknown one and every other shape.
     """
     label, model = _resolve(model)
-    names = _names(model)
+    names = _names(model, width)
     flat = {path: np.asarray(value) for path, value in flatten_dict(nn.unbox(variables)).items()}
     state = {
         entry.torch: np.zeros(entry.shape or (), np.float32)
@@ -125,9 +153,12 @@ def to_torch(model: nn.Module | str, variables: Mapping[str, Any]) -> dict[str, 
         state |= {".".join(path[1:]): value for path, value in flat.items() if path[0] == UNUSED}
     ours = {path: value for path, value in flat.items() if path[0] != UNUSED}
     _check_paths(label, names, ours)
+    parts: dict[str, list[np.ndarray]] = {}
     for entry in names.entries:
         if entry.path[0] != UNUSED:
-            state[entry.torch] = outward(entry, ours[entry.path])
+            parts.setdefault(entry.torch, []).append(outward(entry, ours[entry.path]))
+    for name, values in parts.items():
+        state[name] = np.concatenate(values) if len(values) > 1 else values[0]
     return {name: state[names.original(name) or name] for name in state}
 
 
@@ -144,10 +175,10 @@ def part(model: nn.Module) -> str:
     return _family(model).part
 
 
-def shapes(model: nn.Module | str) -> dict[str, Shape]:
+def shapes(model: nn.Module | str, *, width: int | None = None) -> dict[str, Shape]:
     """Returns {published name: shape} of the file that `from_torch` wants; allocates nothing."""
-    names = _names(_resolve(model)[1])
-    return {entry.torch: names.published(entry) for entry in names.entries}
+    names = _names(_resolve(model)[1], width)
+    return whole_shapes(names.entries, names.parts())
 
 
 class _Names(NamedTuple):
@@ -162,8 +193,9 @@ class _Names(NamedTuple):
     def shape(self, entry: Entry) -> Shape:
         return self.shapes.get(entry.path, entry.shape or ())
 
-    def published(self, entry: Entry) -> Shape:
-        return tuple(published_shape(entry, self.shape(entry)))
+    def parts(self) -> list[Shape]:
+        """Returns the published shape of every row."""
+        return [tuple(published_shape(entry, self.shape(entry))) for entry in self.entries]
 
     def carries(self, name: str) -> bool:
         return any(re.fullmatch(pattern, name) for pattern in self.carried)
@@ -192,11 +224,15 @@ def _family(model: nn.Module) -> _Family:
     return family
 
 
-def _names(model: nn.Module) -> _Names:
+def _names(model: nn.Module, width: int | None = None) -> _Names:
     family = _family(model)
-    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), *family.inputs(model)))
+    if family.layer != (width is not None):
+        wants = "needs" if family.layer else "does not take"
+        raise ValueError(f"{type(model).__name__} {wants} a width; width={width}")
+    sized = (model,) if width is None else (model, width)
+    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), *family.inputs(*sized)))
     shapes = {path: leaf.shape for path, leaf in flatten_dict(nn.unbox(variables)).items()}
-    entries = list(family.names.table(model))
+    entries = list(family.names.table(*sized))
     covered = {entry.path for entry in entries if entry.path[0] != UNUSED}
     if covered != set(shapes):
         raise ValueError(f"name table and parameters differ: {sorted(covered ^ set(shapes))}")
@@ -206,7 +242,7 @@ def _names(model: nn.Module) -> _Names:
 
 
 def _check(label: str, names: _Names, state: Mapping[str, np.ndarray]) -> None:
-    wanted = {entry.torch: names.published(entry) for entry in names.entries}
+    wanted = whole_shapes(names.entries, names.parts())
     missing = [name for name in wanted if name not in state]
     unknown = [
         name + nearest(name, missing)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -23,12 +25,14 @@ class Attention(nn.Module):
       dropout: rate on the result.
       dtype: of the matrix products; logits and softmax are float32.
       causal: a token attends to itself and those before it, not to the whole sequence.
+      kernel_init: of the matrix products.
     """
 
     heads: int
     dropout: float = 0.0
     dtype: DTypeLike = jnp.float32
     causal: bool = False
+    kernel_init: Any = nn.initializers.normal(0.02)
 
     @nn.compact
     def __call__(
@@ -45,10 +49,11 @@ class Attention(nn.Module):
         """
         width, heads = u.shape[-1], self.heads
         names = ("embed", None, "heads", "head_dim")
-        qkv = Linear((3, heads, width // heads), names, dtype=self.dtype, name="qkv")(u)
+        how: dict[str, Any] = {"kernel_init": self.kernel_init, "dtype": self.dtype}
+        qkv = Linear((3, heads, width // heads), names, name="qkv", **how)(u)
         query, key, value = (qkv[:, :, i] for i in range(3))
         if rope is not None:
             query, key = rotate(query, rope), rotate(key, rope)
         y = softmax_attention(query, key, value, key_mask=mask, causal=self.causal)
-        y = Linear((width,), ("heads", "head_dim", "embed"), dtype=self.dtype, name="out")(y)
+        y = Linear((width,), ("heads", "head_dim", "embed"), name="out", **how)(y)
         return nn.Dropout(self.dropout)(y, deterministic=deterministic)

@@ -8,130 +8,116 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.typing import DTypeLike
 
 from bigr_jax.errors import UserError
 from bigr_jax.nn.linear import Linear
-from bigr_jax.nn.norms import RMSNorm
 from bigr_jax.nn.partition import named
-from bigr_jax.nn.short_conv import ShortConv
+from bigr_jax.nn.shell import Shell, hidden
 from bigr_jax.ops.quasiseparable import Direction, quasiseparable
 
 Array = jax.Array
 
 
-class Hydra(nn.Module):
-    """Mixes the tokens of a sequence in both directions, in time linear in its length.
+class Scan(Shell):
+    """What layers that scan have in common: steps, rates of decay, and a diagonal.
+
+    Attributes: beside those of `nn.shell`
+      chunk: tokens that are multiplied at once; None: as `ops.scan_choice` has it.
+    """
+
+    chunk: int | None = None
+
+    def steps(self, dt: Array, mask: Array | None) -> Array:
+        """Returns softplus(dt + bias), float32, as dt [batch, length, ..., heads], 0 at the
+        padding; makes the bias, so that steps are initially spread from 0.001 to 0.1.
+        """
+        bias = self.param("dt_bias", named(_dt_bias, "heads"), dt.shape[-1:])
+        return hidden(nn.softplus(dt.astype(jnp.float32) + bias), mask)
+
+    def rates(self, heads: int) -> Array:
+        """Returns A of every head, [heads], initially -1; makes the parameter."""
+        return -jnp.exp(self.param("A_log", named(nn.initializers.zeros, "heads"), (heads,)))
+
+    def diagonal(self, x: Array) -> Array:
+        """Returns what a token takes of itself, [batch, length, heads]; makes the parameters.
+
+        x: [batch, length, heads, head_dim]
+        """
+        names = ("heads", "head_dim", None)
+        init, kind = self.kernel_init, self.dtype
+        delta = Linear(x.shape[2:3], names, False, init, kind, name="skip")(x)
+        return delta + self.param("D", named(nn.initializers.ones, "heads"), x.shape[2:3])
+
+
+class StateSpace(Scan):
+    """Layers of one or two scans.
 
     Both directions share the input, its convolution, the decay rates and the gate; B, C and the
     step sizes dt are their own. Order is seen without positions. Padding has no influence on the
-    tokens, unlike in the official implementation, where it is what a token of zeros becomes after
-    the convolution's bias.
+    tokens: it takes no step, and is zero before the convolution.
 
-    Attributes:
-      head_dim: P, channels of a head; it divides expand * width.
+    Attributes: beside those of `Scan`
       state: N, channels of the state.
       groups: G, groups of heads with the same B and C.
-      expand: inner channels for each of the width.
-      conv: odd number of taps of the convolution; the state that a token reads is its neighbour's,
-        so that with less than 5 it does not see two tokens as a pair.
-      bias: of the first and the last product.
+    """
+
+    state: int = 64
+    groups: int = 1
+
+    def heads(self, width: int) -> int:
+        """Returns H; raises UserError where it is not whole or the groups do not divide it."""
+        heads = super().heads(width)
+        if heads % self.groups:
+            raise UserError(
+                f"{type(self).__name__}: {heads} heads do not divide into {self.groups} groups"
+            )
+        return heads
+
+    def directions(self, u: Array, mask: Array | None, count: int) -> list[Direction]:
+        """Returns dt, B and C of `count` directions, made from u [batch, length, width]."""
+        # Of each direction B and C.
+        shape, names = (count, 2, self.groups, self.state), (None, None, None, "state")
+        pairs = nn.silu(self.projected(u, "BC", shape, names, mask))
+        dt = self.linear(u, "dt", (count, self.heads(u.shape[-1])), (None, "heads"))
+        dt = self.steps(dt, mask)
+        return [Direction(dt[:, :, i], pairs[:, :, i, 0], pairs[:, :, i, 1]) for i in range(count)]
+
+
+class Hydra(StateSpace):
+    """Mixes the tokens of a sequence in both directions, in time linear in its length.
+
+    Padding has no influence on the tokens, unlike in the official implementation, where it is what
+    a token of zeros becomes after the convolution's bias. The state that a token reads is its
+    neighbour's, so that with a convolution of less than 5 taps it does not see two tokens as a
+    pair.
+
+    Attributes: beside those of `StateSpace`
       learn_start: the states in which the scans begin are learned, [H, P, N], the same for both.
-      chunk, form: see `ops.quasiseparable`.
-      dropout: rate on the result.
-      dtype: of the products; steps, decays and states are float32.
+      form: see `ops.quasiseparable`.
+      skip: a token's own part, data-dependent; without, the diagonal of the matrix is zero.
 
     Source: Hydra (arXiv 2407.09941), section 3 and appendix; parameters as officially initialised,
     A = -1, D = 1, dt from 0.001 to 0.1.
     """
 
-    head_dim: int = 64
-    state: int = 64
-    groups: int = 1
-    expand: int = 2
-    conv: int = 7
-    bias: bool = False
     learn_start: bool = False
-    chunk: int = 64
-    form: str = "streamed"
-    dropout: float = 0.0
-    dtype: DTypeLike = jnp.float32
+    form: str = "auto"
+    skip: bool = True
 
-    @nn.compact
-    def __call__(
-        self,
-        u: Array,
-        mask: Array | None = None,
-        rope: Array | np.ndarray | None = None,
-        deterministic: bool = True,
-    ) -> Array:
-        """Returns the mixed tokens, `dtype` [batch, length, width].
-
-        u: [batch, length, width], mask: bool [batch, length], False = padding, rope: ignored.
-        """
-        del rope
-        width = u.shape[-1]
-        heads = self.heads(width)
-        inner, outer = ("heads", "head_dim"), ("embed",)
-
-        def project(name: str, features: tuple[int, ...], names: tuple[str | None, ...]) -> Array:
-            return Linear(features, (*outer, *names), self.bias, dtype=self.dtype, name=name)(u)
-
-        gate = project("gate", (heads, self.head_dim), inner)
-        x = project("x", (heads, self.head_dim), inner)
-        # Of each direction B and C.
-        sides = (None, None, None, "state")
-        pairs = project("BC", (2, 2, self.groups, self.state), sides)
-        dt = project("dt", (2, heads), (None, "heads"))
-        if mask is not None:
-            x = jnp.where(mask[..., None, None], x, 0)
-            pairs = jnp.where(mask[..., None, None, None, None], pairs, 0)
-        x = nn.silu(ShortConv(self.conv, inner, name="conv_x")(x))
-        pairs = nn.silu(ShortConv(self.conv, sides, name="conv_BC")(pairs))
-        forward, backward = self._directions(dt, pairs, mask)
-        y = quasiseparable(
+    def mix(self, u: Array, x: Array, mask: Array | None) -> Array:
+        """Returns the quasiseparable matrix times x."""
+        heads = x.shape[2]
+        forward, backward = self.directions(u, mask, 2)
+        return quasiseparable(
             x,
-            self._rates(heads),
+            self.rates(heads),
             forward,
             backward,
-            self._diagonal(x),
+            self.diagonal(x) if self.skip else jnp.zeros(x.shape[:3]),
             form=self.form,
             chunk=self.chunk,
             initial_state=self._start(heads, len(u)),
         )
-        y = RMSNorm(name="norm")(y.reshape(*y.shape[:2], -1))
-        y = (y * nn.silu(gate.astype(jnp.float32)).reshape(y.shape)).astype(self.dtype)
-        y = Linear((width,), ("mlp", "embed"), self.bias, dtype=self.dtype, name="out")(y)
-        return nn.Dropout(self.dropout)(y, deterministic=deterministic)
-
-    def heads(self, width: int) -> int:
-        """Returns H, the number of heads at a width; raises UserError where it is not whole."""
-        inner = self.expand * width
-        if inner % self.head_dim or (inner // self.head_dim) % self.groups:
-            raise UserError(
-                f"hydra: expand * width = {inner} does not divide into heads of {self.head_dim} "
-                f"channels in {self.groups} group(s)"
-            )
-        return inner // self.head_dim
-
-    def _directions(
-        self, dt: Array, pairs: Array, mask: Array | None
-    ) -> tuple[Direction, Direction]:
-        offset = self.param("dt_bias", named(_dt_bias, "heads"), dt.shape[-1:])
-        dt = nn.softplus(dt.astype(jnp.float32) + offset)
-        if mask is not None:
-            dt = jnp.where(mask[..., None, None], dt, 0.0)
-        one, two = (Direction(dt[:, :, i], pairs[:, :, i, 0], pairs[:, :, i, 1]) for i in (0, 1))
-        return one, two
-
-    def _rates(self, heads: int) -> Array:
-        return -jnp.exp(self.param("A_log", named(nn.initializers.zeros, "heads"), (heads,)))
-
-    def _diagonal(self, x: Array) -> Array:
-        names = ("heads", "head_dim", None)
-        delta = Linear(x.shape[2:3], names, dtype=self.dtype, name="skip")(x)
-        return delta + self.param("D", named(nn.initializers.ones, "heads"), x.shape[2:3])
 
     def _start(self, heads: int, batch: int) -> Array | None:
         if not self.learn_start:

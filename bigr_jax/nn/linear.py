@@ -14,6 +14,9 @@ from bigr_jax.nn.partition import named
 
 Array = jax.Array
 
+# Uniform within 1 / sqrt(inputs), as PyTorch has it; of 768 inputs nearly as wide as N(0, 0.02).
+FAN_IN = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
 
 class Linear(nn.Module):
     """Contracts the trailing axes of its input with a kernel [*inputs, *features].

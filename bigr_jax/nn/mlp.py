@@ -40,3 +40,27 @@ class SwiGLU(nn.Module):
         up = Linear((self.hidden,), names, dtype=self.dtype, name="up")(x)
         y = Linear((x.shape[-1],), names[::-1], dtype=self.dtype, name="down")(nn.silu(gate) * up)
         return nn.Dropout(self.dropout)(y, deterministic=deterministic)
+
+
+class GeluMLP(nn.Module):
+    """The feed-forward layer down(gelu(up x)), with biases, as of BERT and ViT.
+
+    x: [batch, length, width] -> `dtype` [batch, length, width].
+
+    Attributes:
+      hidden: features between the products.
+      dropout: rate on the result.
+      dtype: of the matrix products.
+    """
+
+    hidden: int
+    dropout: float = 0.0
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, deterministic: bool = True) -> Array:
+        names = ("embed", "mlp")
+        up = Linear((self.hidden,), names, True, dtype=self.dtype, name="up")(x)
+        y = nn.gelu(up, approximate=False)
+        y = Linear((x.shape[-1],), names[::-1], True, dtype=self.dtype, name="down")(y)
+        return nn.Dropout(self.dropout)(y, deterministic=deterministic)

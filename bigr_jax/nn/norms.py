@@ -31,3 +31,24 @@ class RMSNorm(nn.Module):
         x = x.astype(jnp.float32)
         power = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
         return (x * jax.lax.rsqrt(power + self.epsilon) * scale).astype(self.dtype)
+
+
+class LayerNorm(nn.Module):
+    """Brings the last axis to mean 0 and variance 1, in float32, then scales and shifts it.
+
+    x: [..., width] -> float32 [..., width]. Source: Ba et al. (arXiv 1607.06450).
+
+    Attributes:
+      epsilon: added to the variance.
+    """
+
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        scale = self.param("scale", named(nn.initializers.ones, "embed"), (x.shape[-1],))
+        bias = self.param("bias", named(nn.initializers.zeros, "embed"), (x.shape[-1],))
+        x = x.astype(jnp.float32)
+        x = x - jnp.mean(x, axis=-1, keepdims=True)
+        variance = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
+        return x * jax.lax.rsqrt(variance + self.epsilon) * scale + bias

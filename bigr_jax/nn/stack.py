@@ -29,6 +29,7 @@ def scan_layers(
     deterministic: bool = True,
     collect: bool = False,
     first: int | None = None,
+    unroll: int = 1,
 ) -> tuple[Array, Array | None]:
     """Applies `depth` layers of one form after another, under `jax.lax.scan`.
 
@@ -38,6 +39,8 @@ def scan_layers(
     remat    "none", "dots" or "full": how much of a layer the backward pass computes again
     collect  also returns what every layer gave, [depth, *x.shape]; otherwise None
     first    applies only so many of the layers, whose parameters then exist already
+    unroll   layers that a turn of the loop takes: more compile longer, and on a CPU, where what a
+             loop keeps is copied, a few small ones run faster
     Raises UserError for an unknown `remat`.
     """
     if remat not in REMAT:
@@ -54,6 +57,7 @@ def scan_layers(
         split_rngs={"params": True, "dropout": True},
         in_axes=nn.broadcast,
         length=depth if first is None else first,
+        unroll=unroll,
         metadata_params={nn.PARTITION_NAME: "layers"},
     )
     if first is not None:

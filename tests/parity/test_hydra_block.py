@@ -12,35 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bigr_jax.interop.torch import from_torch
 from bigr_jax.nn.hydra import Hydra
-
-
-def converted(state: dict[str, Any], module: Hydra, width: int) -> dict[str, Any]:
-    """Returns our parameters of an official state_dict, or of its gradients."""
-    inner, heads = module.expand * width, module.heads(width)
-    pairs = (2, 2, module.groups, module.state)
-    cuts = np.cumsum([inner, inner, int(np.prod(pairs))])
-    shapes = {"gate": (heads, -1), "x": (heads, -1), "BC": pairs, "dt": (2, heads)}
-    params: dict[str, Any] = {}
-    for name, rows in zip(shapes, np.split(state["in_proj.weight"], cuts), strict=True):
-        params[name] = {"kernel": rows.T.reshape(width, *shapes[name])}
-    if module.bias:
-        for name, rows in zip(shapes, np.split(state["in_proj.bias"], cuts), strict=True):
-            params[name]["bias"] = rows.reshape(shapes[name])
-    for name, part in (("x", slice(None, inner)), ("BC", slice(inner, None))):
-        kernel = state["conv1d.weight"][part, 0].T
-        params[f"conv_{name}"] = {
-            "kernel": kernel.reshape(len(kernel), *shapes[name]),
-            "bias": state["conv1d.bias"][part].reshape(shapes[name]),
-        }
-    params["skip"] = {"kernel": state["fc_D.weight"].T.reshape(heads, -1, heads)}
-    params["norm"] = {"scale": state["norm.weight"]}
-    params["out"] = {"kernel": state["out_proj.weight"].T}
-    if module.bias:
-        params["out"]["bias"] = state["out_proj.bias"]
-    if module.learn_start:
-        params["start"] = state["init_states"]
-    return {**params, **{name: state[name] for name in ("dt_bias", "A_log", "D")}}
 
 
 @pytest.fixture(scope="module", params=["", "b."])
@@ -65,7 +38,7 @@ def case(request: Any) -> tuple[Any, Any, Any]:
         chunk=config["chunk_size"],
     )
     state = {n.removeprefix("sd/"): a for n, a in arrays.items() if n.startswith("sd/")}
-    return module, arrays, converted(state, module, config["d_model"])
+    return module, arrays, from_torch(module, state, width=config["d_model"])["params"]
 
 
 def test_output(case: Any) -> None:
@@ -91,7 +64,7 @@ def test_gradients(case: Any) -> None:
     found, gx = jax.jit(jax.grad(loss, (0, 1)))(params, jnp.asarray(arrays["x"]))
     np.testing.assert_allclose(gx, arrays["gx"], rtol=0, atol=1e-4)
     state = {n.removeprefix("gsd/"): a for n, a in arrays.items() if n.startswith("gsd/")}
-    wanted = converted(state, module, arrays["x"].shape[-1])
+    wanted = from_torch(module, state, width=arrays["x"].shape[-1])["params"]
     leaves = jax.tree_util.tree_leaves_with_path(found)
     for (path, mine), theirs in zip(leaves, jax.tree.leaves(wanted), strict=True):
         scale = np.abs(theirs).max()
