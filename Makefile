@@ -16,7 +16,8 @@ quickstart: $(VENV)/run.stamp
 	$(BIN)/bigr train --config=bigr:small --workdir=runs/quickstart
 
 test: lint
-	BIGR_TEST_CACHE=$(CURDIR)/.cache/jax $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations=15
+	BIGR_TEST_CACHE=$(CURDIR)/.cache/jax $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile \
+		--no-loadscope-reorder --durations=15
 
 # Apart, since a program for 256 chips takes minutes to compile.
 test-tpu: $(VENV)/test.stamp

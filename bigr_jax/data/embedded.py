@@ -47,9 +47,8 @@ def open_digits(request: Request) -> ArraySource:
 
     The grey levels 0..16 become 0..255. The parts are chosen as those of mnist5k.
     """
-    pixels, labels = _columns(require("digits") / next(iter(CARDS["digits"].files)), 1797, 64)
-    images = np.round(pixels * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
-    return _source("digits", *_part(images, labels, request), _DIGITS, request)
+    path = require("digits") / next(iter(CARDS["digits"].files))
+    return _source("digits", *_digits(path, request.with_channels(1)), _DIGITS, request)
 
 
 def open_fashion_mnist(request: Request) -> ArraySource:
@@ -78,6 +77,15 @@ def _part(
     test = held_out(labels, [str(index) for index in range(len(labels))], _TEST_FRACTION)
     chosen = test if request.split == "test" else ~test
     return images[chosen], labels[chosen]
+
+
+@functools.lru_cache(maxsize=2)
+def _digits(path: Path, request: Request) -> tuple[np.ndarray, np.ndarray]:
+    # Cached, because a study opens the same two parts for every one of its runs.
+    pixels, labels = _columns(path, 1797, 64)
+    images = np.round(pixels * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
+    images, labels = _part(images, labels, request)
+    return fit(images, request.size, request.channels), labels
 
 
 @functools.lru_cache(maxsize=2)
