@@ -14,8 +14,9 @@ from bigr_jax.errors import UserError
 SETS: Mapping[str, tuple[int, Mapping[str, int]]] = {
     "tfds:imagenet2012": (1000, {"train": 1_281_167, "test": 50_000}),
 }
-# What holds images and labels alone; captions and codes have shapes that only their files tell.
-PLAIN = ("folder", "npz", "arrayrecord", "tfds")
+# What holds images and labels, or tokens, alone; captions and codes have shapes that only their
+# files tell.
+PLAIN = ("folder", "npz", "arrayrecord", "tfds", "tokens")
 
 
 def open_or_describe(section: Any, split: str) -> Source:
@@ -24,7 +25,7 @@ def open_or_describe(section: Any, split: str) -> Source:
 
     Those are taken from `SETS`, else from the section's channels, num_classes and examples. Raises
     UserError, naming these keys, where neither tells them, and of a source that is no plain set of
-    images.
+    images or tokens.
     """
     try:
         return open_source(section, split)
@@ -34,12 +35,13 @@ def open_or_describe(section: Any, split: str) -> Source:
 
 def _described(section: Any, split: str, error: UserError) -> Described:
     name = section.source
-    if name.partition(":")[0] not in PLAIN:
+    scheme = name.partition(":")[0]
+    if scheme not in PLAIN:
         raise error
     classes, examples = SETS.get(name.removesuffix("/"), (0, {}))
     found = {
         # Of images that nobody has looked at, as `open_source` does.
-        "channels": section.channels or (3 if classes else 0),
+        "channels": section.channels or (3 if classes else int(scheme == "tokens")),
         "num_classes": getattr(section, "num_classes", 0) or classes,
         "examples": getattr(section, "examples", 0) or examples.get(split, 0),
     }
@@ -55,16 +57,19 @@ def _described(section: Any, split: str, error: UserError) -> Described:
 
     size, count = section.size, found["num_classes"]
     shape = [size, size, found["channels"]]
+    columns = {"image": [shape, "uint8"], "label": [[], "int32"]}
+    if scheme == "tokens":
+        shape, columns = [size], {"tokens": [[size], "int32"]}
     record = {
         "info": {
             "name": name,
             "num_classes": count,
-            "class_names": [str(label) for label in range(count)],
+            "class_names": [str(label) for label in range(count if scheme != "tokens" else 0)],
             "image_shape": shape,
             "licence": "unknown",
             "origin": name,
         },
         "examples": found["examples"],
-        "spec": {"image": [shape, "uint8"], "label": [[], "int32"]},
+        "spec": columns,
     }
     return Described(record, open_it)

@@ -14,6 +14,7 @@ from bigr_jax.data.folder import open_folder
 from bigr_jax.data.records import open_arrayrecord
 from bigr_jax.data.source import Request, Source
 from bigr_jax.data.tfds_source import open_tfds
+from bigr_jax.data.tokens import open_recall, open_text, open_tokens
 from bigr_jax.errors import UserError, one_of
 
 RAM_LIMIT = 1 << 30
@@ -28,6 +29,9 @@ OPENERS: dict[str, Callable[[Request], Source]] = {
     "tfds:NAME": open_tfds,
     "codes:FOLDER": open_codes,
     "captioned:NAME": open_captioned,
+    "recall": open_recall,
+    "text:PATH": open_text,
+    "tokens:FOLDER": open_tokens,
 }
 
 
@@ -35,8 +39,9 @@ def open_source(section: Any, split: str) -> Source:
     """Returns the source that a config section names.
 
     section  a ConfigDict or mapping: `source` (a key of OPENERS, with what follows the colon filled
-             in), `size` (side of the square images in pixels), `channels` (1, 3, or 0 for those of
-             the data: 1 where the whole set is known to be grey, else 3); optional:
+             in), `size` (side of the square images in pixels, or tokens of a sequence), `channels`
+             (1, 3, or 0 for those of the data: 1 of sequences and where the whole set is known to
+             be grey, else 3); optional:
              `data_dir` (where tensorflow-datasets lie; "" is the environment's TFDS_DATA_DIR) and
              `ram_limit` (bytes above which images, or codes of images, are not held in memory
              but read when asked for; 1 GiB)

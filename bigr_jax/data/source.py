@@ -22,12 +22,15 @@ _UNSEEN, _GOOD, _CORRUPT = range(3)
 
 
 class Info(NamedTuple):
-    """What a set is: image_shape is (height, width, channels); label i means class_names[i]."""
+    """What a set is: image_shape is (height, width, channels); label i means class_names[i].
+
+    Of sequences of tokens image_shape is (length,), and num_classes the size of the vocabulary.
+    """
 
     name: str
     num_classes: int
     class_names: tuple[str, ...]
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, ...]
     licence: str
     origin: str
 
@@ -73,7 +76,8 @@ class Source(Protocol):
     def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """Returns {"image": uint8 [n, H, W, C], "label": int32 [n]} of any n indices.
 
-        A source of codes gives "codes", see `data.codes`, in place of the images.
+        A source of codes gives "codes", see `data.codes`, in place of the images, one of sequences
+        "tokens", see `data.tokens`, in place of both.
         """
 
 

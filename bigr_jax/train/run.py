@@ -437,7 +437,8 @@ def fill(section: ConfigDict, source: Source) -> None:
     Raises UserError where the config says otherwise than the data.
     """
     found = {
-        "channels": source.info.image_shape[-1],
+        # A sequence has one.
+        "channels": (source.info.image_shape[2:] or (1,))[0],
         "num_classes": source.info.num_classes,
         "examples": len(source),
     }

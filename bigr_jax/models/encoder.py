@@ -1,0 +1,220 @@
+"""Encoders of sequences with any mixer of tokens, and the two networks made of them: one that tells
+hidden tokens, one that classifies images.
+
+Source: the BERT and ViT experiments of Hydra (arXiv 2407.09941), section 4 and appendix: BERT and
+ViT whose attention and feed-forward layers are replaced by twice as many mixers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.core import FrozenDict
+from jax.typing import DTypeLike
+
+from bigr_jax.errors import UserError
+from bigr_jax.nn.linear import FAN_IN, Linear
+from bigr_jax.nn.mixers import make
+from bigr_jax.nn.mlp import GeluMLP
+from bigr_jax.nn.norms import LayerNorm
+from bigr_jax.nn.partition import named
+from bigr_jax.nn.stack import scan_layers
+
+Array = jax.Array
+
+_RESIDUAL = ("batch", "length", "act_embed")
+
+
+class Layer(nn.Module):
+    """A mixer, and with `hidden` a feed-forward layer, each with its residual and its norm.
+
+    Attributes: as of `Encoder`.
+    """
+
+    mixer: str
+    options: Mapping[str, Any]
+    heads: int
+    hidden: int
+    norm_first: bool
+    dropout: float
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Array, mask: Array | None = None, deterministic: bool = True) -> Array:
+        """Returns the next residual stream, float32, as x; mask: as `nn.mixers` has it."""
+        how: dict[str, Any] = {"dropout": self.dropout, "dtype": self.dtype}
+        options = {**self.options, "kernel_init": FAN_IN}
+        mixer = make(self.mixer, heads=self.heads, name="mixer", **how, **options)
+        x = self._added(x, lambda u: mixer(u, mask, None, deterministic), "mixer_norm")
+        if self.hidden:
+            mlp = GeluMLP(self.hidden, name="mlp", **how)
+            x = self._added(x, lambda u: mlp(u, deterministic), "mlp_norm")
+        return nn.with_logical_constraint(x, _RESIDUAL)
+
+    def _added(self, x: Array, branch: Any, name: str) -> Array:
+        norm = LayerNorm(name=name)
+        return x + branch(norm(x)) if self.norm_first else norm(x + branch(x))
+
+
+class Encoder(nn.Module):
+    """Layers of one form, one after another.
+
+    Attributes:
+      depth: number of layers.
+      mixer: name of the mixer in `nn.mixers`; options: what `nn.mixers.make` takes beside it.
+      heads: of attention, and of its like.
+      hidden: features of the feed-forward layers; 0: there are none, as in Hydra.
+      norm_first: norms stand before the branches, as in ViT, not after the sums, as in BERT; then
+        the result has one more.
+      dropout: rate at the end of every branch.
+      remat, unroll: see `nn.stack`.
+      dtype: of the products; the residual stream is float32.
+    """
+
+    depth: int
+    mixer: str = "hydra"
+    options: Mapping[str, Any] = FrozenDict()
+    heads: int = 12
+    hidden: int = 0
+    norm_first: bool = True
+    dropout: float = 0.0
+    remat: str = "none"
+    unroll: int = 1
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, mask: Array | None = None, deterministic: bool = True) -> Array:
+        """Returns float32 [batch, length, width], as x; mask: as `nn.mixers` has it."""
+        layer = Layer(
+            self.mixer,
+            self.options,
+            self.heads,
+            self.hidden,
+            self.norm_first,
+            self.dropout,
+            self.dtype,
+            name="layers",
+        )
+        how: dict[str, Any] = {
+            "remat": self.remat,
+            "unroll": self.unroll,
+            "deterministic": deterministic,
+        }
+        x, _ = scan_layers(layer, self.depth, x, mask, **how)
+        return LayerNorm(name="norm")(x) if self.norm_first else x
+
+
+class MaskedModel(nn.Module):
+    """Tells hidden tokens: BERT, with any mixer, whose head shares the table of its embedding.
+
+    Attributes:
+      vocabulary: number of tokens; the table has a multiple of 8 rows, as of the published ones.
+      width: channels.
+      encoder: the layers between.
+      types: kinds of sentence that a token may be of, each a vector to add; 0: none.
+      positions: longest sequence, of which every place has a vector to add; 0: none.
+      dropout: rate on the embedding.
+      epsilon: of the norms of the embedding and of the head; the published ones have 1e-12.
+      spread: standard deviation of the table at the start; in narrow networks one of the published
+        size is soon lost in the optimizer's steps.
+      dtype: of the products.
+    """
+
+    vocabulary: int
+    width: int
+    encoder: Encoder
+    types: int = 0
+    positions: int = 0
+    dropout: float = 0.0
+    epsilon: float = 1e-5
+    spread: float = 0.02
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: Array,
+        mask: Array | None = None,
+        types: Array | None = None,
+        deterministic: bool = True,
+    ) -> Array:
+        """Returns the logits of every place, float32 [batch, length, rows of the table].
+
+        tokens: int [batch, length], mask: bool [batch, length], False = padding, types: int [batch,
+        length], all 0 where None. Raises ValueError for a sequence longer than `positions`.
+        """
+        normal = nn.initializers.normal(self.spread)
+        rows = -(-self.vocabulary // 8) * 8
+        table = self.param("table", named(normal, "vocab", "embed"), (rows, self.width))
+        x = table[tokens]
+        if self.types:
+            kinds = self.param("types", named(normal, None, "embed"), (self.types, self.width))
+            x = x + kinds[jnp.zeros_like(tokens) if types is None else types]
+        if self.positions:
+            x = x + _places(self, tokens.shape[1], self.positions, self.width)
+        x = LayerNorm(self.epsilon, name="embed_norm")(x)
+        x = nn.Dropout(self.dropout)(x, deterministic=deterministic)
+        x = self.encoder(x, mask, deterministic)
+        square = Linear((self.width,), ("embed", "mlp"), True, FAN_IN, self.dtype, name="head")
+        x = LayerNorm(self.epsilon, name="head_norm")(nn.gelu(square(x), approximate=False))
+        bias = self.param("bias", named(nn.initializers.zeros, "vocab"), (rows,))
+        told = jnp.einsum(
+            "bld,vd->blv",
+            x.astype(self.dtype),
+            table.astype(self.dtype),
+            preferred_element_type=jnp.float32,
+        )
+        return told + bias
+
+
+class PatchClassifier(nn.Module):
+    """Classifies images by their patches, read row by row, and the mean of what comes of them.
+
+    Attributes:
+      classes: number of classes.
+      width: channels.
+      patch: side of a patch in pixels.
+      encoder: the layers between.
+      positions: every place has a vector of its own; without, a mixer that sees no order sees none.
+      dtype: of the products.
+    """
+
+    classes: int
+    width: int
+    patch: int
+    encoder: Encoder
+    positions: bool = False
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: Array, deterministic: bool = True) -> tuple[Array, Array]:
+        """Returns logits, float32 [batch, classes], and features, float32 [batch, width].
+
+        images: float [batch, height, width, channels] in [0, 1]. Raises UserError where patches do
+        not cover them.
+        """
+        batch, height, width, channels = images.shape
+        side = self.patch
+        if height % side or width % side:
+            raise UserError(f"patches of {side} pixels do not cover images of {height} x {width}")
+        cut = (images * 2 - 1).reshape(batch, height // side, side, width // side, side, channels)
+        patches = cut.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, side * side * channels)
+        embed = Linear((self.width,), (None, "embed"), True, FAN_IN, self.dtype, name="embed")
+        x = embed(patches).astype(jnp.float32)
+        if self.positions:
+            x = x + _places(self, x.shape[1], x.shape[1], self.width)
+        features = self.encoder(x, None, deterministic).mean(axis=1)
+        head = Linear((self.classes,), ("embed", None), True, name="head")
+        return head(features), features
+
+
+def _places(module: nn.Module, length: int, most: int, width: int) -> Array:
+    if length > most:
+        raise ValueError(f"{length} tokens, positions are learned for {most}")
+    init = named(nn.initializers.normal(0.02), "position", "embed")
+    table: Array = module.param("position", init, (most, width))
+    return table[:length]

@@ -1,0 +1,109 @@
+"""Encoders with any mixer: published sizes, padding, and the form of their layers."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bigr_jax.errors import UserError
+from bigr_jax.models.encoder import Encoder, MaskedModel, PatchClassifier
+
+TINY = {"head_dim": 8, "state": 4, "chunk": 4}
+
+
+def count(net: nn.Module, *inputs: Any) -> int:
+    shapes = jax.eval_shape(net.init, jax.random.key(0), *inputs)["params"]
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nn.unbox(shapes)))
+
+
+@pytest.mark.parametrize(("depth", "wanted"), [(23, 112_086_712), (12, None), (24, None)])
+def test_published_sizes_of_the_masked_model(depth: int, wanted: int | None) -> None:
+    encoder = Encoder(depth, heads=12, norm_first=False)
+    net = MaskedModel(30522, 768, encoder, types=2)
+    found = count(net, jnp.zeros((1, 8), jnp.int32))
+    layer = 3_825_224 + 2 * 768
+    assert found == (wanted or 112_086_712 + (depth - 23) * layer)
+
+
+def test_published_size_of_bert() -> None:
+    encoder = Encoder(12, "attention", heads=12, hidden=3072, norm_first=False)
+    net = MaskedModel(30522, 768, encoder, types=2, positions=512)
+    # BERT-base has 109.5 M with its pooler (0.6 M); our attention has no biases (36,864).
+    layer = 12 * 768**2 + 3072 + 768 + 4 * 768
+    head = 768**2 + 768 + 2 * 768 + 30528
+    wanted = (30528 + 2 + 512) * 768 + 2 * 768 + 12 * layer + head
+    assert count(net, jnp.zeros((1, 8), jnp.int32)) == wanted
+
+
+def test_published_size_of_the_image_classifier() -> None:
+    net = PatchClassifier(1000, 768, 16, Encoder(24, heads=12))
+    found = count(net, jnp.zeros((1, 224, 224, 3)))
+    assert abs(found / 93.2e6 - 1) < 0.005
+
+
+@pytest.fixture(scope="module")
+def masked() -> tuple[MaskedModel, Any]:
+    encoder = Encoder(2, "hydra", TINY, heads=2, norm_first=False)
+    net = MaskedModel(13, 16, encoder, types=2, positions=12)
+    return net, net.init(jax.random.key(1), jnp.zeros((1, 3), jnp.int32))
+
+
+def test_padding_changes_no_logit_of_a_token(masked: Any) -> None:
+    net, variables = masked
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, 13, (2, 11))
+    alone = net.apply(variables, tokens[:, :6])
+    assert alone.shape == (2, 6, 16) and alone.dtype == jnp.float32
+    mask = np.arange(11)[None] < np.full((2, 1), 6)
+    one = net.apply(variables, tokens, mask)[:, :6]
+    other = net.apply(variables, np.where(mask, tokens, 5), mask)[:, :6]
+    np.testing.assert_array_equal(one, other)
+    np.testing.assert_allclose(one, alone, atol=1e-6)
+
+
+def test_types_and_positions_are_added(masked: Any) -> None:
+    net, variables = masked
+    tokens = jnp.zeros((1, 5), jnp.int32)
+    first, second = (net.apply(variables, tokens, None, tokens + kind) for kind in (0, 1))
+    np.testing.assert_array_equal(first, net.apply(variables, tokens))
+    assert np.abs(first - second).max() > 1e-3
+    with pytest.raises(ValueError, match="13 tokens, positions are learned for 12"):
+        net.apply(variables, jnp.zeros((1, 13), jnp.int32))
+
+
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_norms_stand_where_they_should(norm_first: bool) -> None:
+    encoder = Encoder(2, "hydra", TINY, hidden=8, norm_first=norm_first)
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(1, 5, 16)), jnp.float32)
+    variables = nn.unbox(encoder.init(jax.random.key(0), x))
+    # With all branches silent a layer passes on what it got, or the norm of that.
+    silent = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf * ("norm" in jax.tree_util.keystr(path)), variables
+    )
+    assert ("norm" in variables["params"]) == norm_first
+    wide = np.asarray(x, np.float64)
+    wanted = (wide - wide.mean(-1, keepdims=True)) / wide.std(-1, keepdims=True)
+    np.testing.assert_allclose(encoder.apply(silent, x), wanted, atol=2e-4)
+    layers = variables["params"]["layers"]
+    assert {leaf.shape[0] for leaf in jax.tree.leaves(layers)} == {2}
+
+
+def test_patches_are_read_row_by_row() -> None:
+    net = PatchClassifier(3, 4, 2, Encoder(1, "hydra", {**TINY, "expand": 2}))
+    images = jnp.arange(2 * 4 * 6.0).reshape(2, 4, 6, 1) / 48
+    variables = nn.unbox(net.init(jax.random.key(0), images))
+    _, state = net.apply(
+        variables, images, capture_intermediates=lambda module, _: module.name == "embed"
+    )
+    kernel, bias = (variables["params"]["embed"][name] for name in ("kernel", "bias"))
+    (embedded,) = state["intermediates"]["embed"]["__call__"]
+    second = np.asarray(images)[:, :2, 2:4].reshape(2, 4) * 2 - 1
+    np.testing.assert_allclose(embedded[:, 1], second @ kernel + bias, atol=1e-6)
+    with pytest.raises(UserError, match="patches of 2 pixels do not cover images of 5 x 6"):
+        net.apply(variables, jnp.zeros((1, 5, 6, 1)))
