@@ -71,3 +71,22 @@ def test_gradients_of_a_step_of_its_own_are_not_accumulated(tmp_path):
     changes = {"train.tokenizer.accumulate": "2"}
     with pytest.raises(UserError, match=r"tokenizer\.accumulate=2: this stage takes steps of"):
         Run(config.load("bigr:smoke", changes), str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("variant", "steps", "parameters"),
+    [("paper", 70_000, 112_086_712), ("paper_bert", 70_000, 109_487_168), ("paper_vit", 6, 92.3e6)],
+)
+def test_published_hydra_builds(variant, steps, parameters, images, tmp_path):
+    np.save(tmp_path / "train.npy", np.zeros((20, 128), np.uint16))
+    np.save(tmp_path / "test.npy", np.zeros((20, 128), np.uint16))
+    (tmp_path / "tokens.json").write_text('{"vocabulary": 30522}')
+    source = f"npz:{images}" if variant == "paper_vit" else f"tokens:{tmp_path}"
+    changes = {"data.source": source, "data.examples": "0", "data.num_classes": "0"}
+    run = Run(config.load(f"hydra:{variant}", changes), str(tmp_path / "run"))
+    plan = run.plan("encoder")
+    assert plan.total == steps
+    leaves = jax.tree.leaves(plan.abstract.variables)
+    assert abs(sum(leaf.size for leaf in leaves) / parameters - 1) < 0.002
+    for share in shares(run, "encoder", fsdp=8):
+        assert 1 / 8 <= share <= 1 / 8 + 0.02

@@ -42,10 +42,14 @@ def born():
 
 @pytest.fixture(scope="module")
 def variables(born):
+    return moved(born)
+
+
+def moved(born):
     """Away from the initial values, of which many are zero."""
     rng = np.random.default_rng(0)
-    moved = lambda leaf: leaf + 0.3 * rng.normal(size=leaf.shape).astype(np.float32)  # noqa: E731
-    return jax.tree.map(moved, nn.unbox(born))
+    change = lambda leaf: leaf + 0.3 * rng.normal(size=leaf.shape).astype(np.float32)  # noqa: E731
+    return jax.tree.map(change, nn.unbox(born))
 
 
 @pytest.fixture(scope="module")
@@ -234,11 +238,14 @@ def test_pooled_features_are_means_over_tokens(variables, batch):
     np.testing.assert_allclose(actual, every.mean(axis=2).swapaxes(0, 1), atol=1e-5)
 
 
-def test_a_causal_model_predicts_a_token_from_those_before_it(variables, batch):
-    model = MODEL.clone(mixer="causal_attention", parent=None)
+@pytest.mark.parametrize("mixer", ["causal_attention", "causal"])
+def test_a_causal_model_predicts_a_token_from_those_before_it(mixer, batch):
+    # A state-space layer has heads of 64 channels.
+    model = MODEL.clone(mixer=mixer, width=32, parent=None)
     assert model.causal and not MODEL.causal
+    variables = moved(jax.jit(model.init)(jax.random.key(0), *inputs(model)))
     run = jax.jit(lambda bits, c, mask: model.apply(variables, bits, c, mask, method="hidden"))
-    c = condition(variables, batch["labels"])
+    c = jax.jit(lambda labels: model.apply(variables, labels, method="condition"))(batch["labels"])
     plain = run(batch["bits"], c, batch["mask"])
     np.testing.assert_array_equal(plain, run(batch["bits"], c, ~batch["mask"]))
     for token in range(6):

@@ -55,15 +55,17 @@ def test_the_loss_is_that_of_the_places_asked_for_and_padded_rows_do_not_count()
     targets[[0, 0, 1, 2], [1, 3, 5, 0]] = [4, 2, 7, 1]
     batch = {"tokens": jnp.asarray(tokens), "targets": jnp.asarray(targets)}
     batch["mask"] = jnp.asarray([1.0, 1.0, 0.0])
-    variables = nn.unbox(method.init(jax.random.key(0), batch, {}))
-    value, aux = method.loss(variables, jax.random.key(0), batch, {})
-    logits = np.asarray(NET.apply(variables, tokens, jnp.asarray(tokens != 11)), np.float64)
+    key = jax.random.key(0)
+    variables = nn.unbox(jax.jit(method.init)(key, batch, {}))
+    value, aux = jax.jit(method.loss)(variables, key, batch, {})
+    apply = jax.jit(NET.apply)
+    logits = np.asarray(apply(variables, tokens, jnp.asarray(tokens != 11)), np.float64)
     logs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     costs = {(r, c): -logs[r, c, targets[r, c]] for r, c in zip(*np.nonzero(targets >= 0))}  # noqa: B905
     np.testing.assert_allclose(value, np.mean(list(costs.values())), rtol=1e-5)
     right = [logits[place].argmax() == targets[place] for place in costs]
     np.testing.assert_allclose(aux.metrics["accuracy"], np.mean(right), atol=1e-6)
-    found = method.evaluate(variables, jax.random.key(0), batch, {})
+    found = jax.jit(method.evaluate)(variables, key, batch, {})
     assert found["loss"].weight == 3
     wanted = sum(cost for (row, _), cost in costs.items() if row < 2)
     np.testing.assert_allclose(found["loss"].value, wanted, rtol=1e-5)
@@ -74,7 +76,8 @@ def test_learns_a_text_that_repeats() -> None:
     starts = np.random.default_rng(3).integers(0, 5, (16, 1))
     rows: dict[str, Any] = {"tokens": jnp.asarray((starts + np.arange(16)) % 5)}
     rows["mask"] = jnp.ones(16)
-    variables = nn.unbox(method.init(jax.random.key(0), rows, {}))
+    variables = nn.unbox(jax.jit(method.init)(jax.random.key(0), rows, {}))
+    evaluate = jax.jit(method.evaluate)
     tx = optax.adam(1e-2)
     state = tx.init(variables)
 
@@ -84,8 +87,8 @@ def test_learns_a_text_that_repeats() -> None:
         updates, state = tx.update(grads, state)
         return optax.apply_updates(variables, updates), state
 
-    before = method.evaluate(variables, jax.random.key(9), rows, {})["accuracy"]
+    before = evaluate(variables, jax.random.key(9), rows, {})["accuracy"]
     for key in jax.random.split(jax.random.key(1), 60):
         variables, state = step(variables, state, key)
-    after = method.evaluate(variables, jax.random.key(9), rows, {})["accuracy"]
+    after = evaluate(variables, jax.random.key(9), rows, {})["accuracy"]
     assert before.value / before.weight < 0.5 and after.value / after.weight > 0.95
