@@ -125,7 +125,7 @@ def _read_npz(path: Path) -> State:
 
 
 def _select(state: State, part: str) -> State:
-    for prefix in ("model.", "ema.", "ae."):
+    for prefix in ("ema.", "model.", "ae."):
         if not any(name.startswith(prefix) for name in state):
             continue
         if prefix == "ae." and part != "ae":
