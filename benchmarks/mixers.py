@@ -254,7 +254,7 @@ def against_attention(found: Table) -> Claim:
     ratios = [
         found[4096, name]["attention"].seconds / found[4096, name]["auto"].seconds
         for name in PASSES
-        if (4096, name) in found
+        if "attention" in found.get((4096, name), {})
     ]
     if not ratios:
         return "against softmax attention at 4,096 tokens", None
