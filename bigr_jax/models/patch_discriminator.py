@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from bigr_jax.errors import UserError
-from bigr_jax.nn.conv import conv
+from bigr_jax.nn.conv import batch_norm, conv
 
 Array = jax.Array
 
@@ -68,13 +68,4 @@ class PatchDiscriminator(nn.Module):
         def scale(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
             return 1.0 + 0.02 * jax.random.normal(key, shape, dtype)
 
-        return nn.BatchNorm(
-            use_running_average,
-            momentum=0.9,
-            epsilon=1e-5,
-            dtype=self.dtype,
-            name=name,
-            use_fast_variance=False,
-            scale_init=nn.with_logical_partitioning(scale, ("conv_out",)),
-            bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ("conv_out",)),
-        )
+        return batch_norm(use_running_average, self.dtype, name, scale)

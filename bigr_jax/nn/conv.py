@@ -64,6 +64,28 @@ def group_norm(channels: int, groups: int, dtype: DTypeLike, name: str) -> nn.Gr
     )
 
 
+def batch_norm(
+    use_running_average: bool,
+    dtype: DTypeLike,
+    name: str,
+    scale_init: nn.initializers.Initializer = nn.initializers.ones,
+) -> nn.BatchNorm:
+    """Returns a BatchNorm (eps 1e-5, statistics in float32 over all devices) as PyTorch has it.
+
+    Running statistics, a tenth of each batch's, live in the collection "batch_stats".
+    """
+    return nn.BatchNorm(
+        use_running_average,
+        momentum=0.9,
+        epsilon=1e-5,
+        dtype=dtype,
+        name=name,
+        use_fast_variance=False,
+        scale_init=nn.with_logical_partitioning(scale_init, ("conv_out",)),
+        bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ("conv_out",)),
+    )
+
+
 class ResBlock(nn.Module):
     """Two times norm, swish, 3x3 convolution, beside a skip that is 1x1 where the width changes."""
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from bigr_jax.errors import one_of
 
@@ -30,6 +31,7 @@ def scan_layers(
     collect: bool = False,
     first: int | None = None,
     unroll: int = 1,
+    drop_path: Any = None,
 ) -> tuple[Array, Array | None]:
     """Applies `depth` layers of one form after another, under `jax.lax.scan`.
 
@@ -39,28 +41,32 @@ def scan_layers(
     remat    "none", "dots" or "full": how much of a layer the backward pass computes again
     collect  also returns what every layer gave, [depth, *x.shape]; otherwise None
     first    applies only so many of the layers, whose parameters then exist already
-    unroll   layers that a turn of the loop takes: more compile longer, and on a CPU, where what a
-             loop keeps is copied, a few small ones run faster
+    unroll   layers that a turn of the loop takes: more compile longer, and a few small ones may run
+             faster on a CPU
+    drop_path  [depth]: a layer gets its own entry as the argument `drop_path`, see `nn.drop_path`
     Raises UserError for an unknown `remat`.
     """
     if remat not in REMAT:
         raise one_of("remat", remat, REMAT)
 
-    def body(layer: Any, x: Array, *inputs: Any) -> tuple[Array, Array | None]:
-        x = layer(x, *inputs, deterministic=deterministic)
+    def body(layer: Any, x: Array, own: Any, *inputs: Any) -> tuple[Array, Array | None]:
+        x = layer(x, *inputs, deterministic=deterministic, **own)
         return x, x if collect else None
+
+    count = depth if first is None else first
+    own = {} if drop_path is None else {"drop_path": jnp.asarray(drop_path)[:count]}
 
     policy = REMAT[remat]
     scanned = nn.scan(
         body if policy is None else nn.remat(body, policy=policy, prevent_cse=False),
         variable_axes={"params": 0},
         split_rngs={"params": True, "dropout": True},
-        in_axes=nn.broadcast,
-        length=depth if first is None else first,
+        in_axes=(0, *(nn.broadcast for _ in inputs)),
+        length=count,
         unroll=unroll,
         metadata_params={nn.PARTITION_NAME: "layers"},
     )
     if first is not None:
         cut = lambda params: jax.tree.map(lambda leaf: leaf[:first], params)  # noqa: E731
         scanned = nn.map_variables(scanned, "params", cut)
-    return scanned(layer, x, *inputs)
+    return scanned(layer, x, own, *inputs)
