@@ -25,7 +25,7 @@ def get_config(variant: str = "small") -> ConfigDict:
                              dropout=0.0, remat="none", unroll=2, dtype="float32")
     # Those that a mixer has no use for it does not see.
     config.mixer = section(head_dim=16, state=16, groups=1, expand=2, conv=7, qk_dim=16, length=32)
-    # () compares all mixers, in twice the time.
+    # () compares all mixers.
     config.study = section(seeds=3, tasks=("recall", "text", "digits"), arms=(
         "hydra", "causal", "add", "mult", "concat", "add_diagonal", "add_shift", "attention",
         "dense_di", "toeplitz_di", "toeplitz_dd", "low_rank_di", "low_rank_dd", "attention_dd",

@@ -2,8 +2,8 @@
 
 Claim     GLUE 84.3 against BERT-base's 83.5, masked accuracy on C4 69.1 against 67.3 %; ImageNet
           81.0 against ViT-B's 78.8 %.
-Evidence  Every mixer in the same shell, 3 seeds: recall of pairs from both sides, hidden bytes of
-          Python sources, and real digits without positions.
+Evidence  Mixers of about as many parameters, 3 seeds: recall of pairs from both sides, hidden bytes
+          of Python sources, and real digits without positions.
 Command   bigr prove --config=hydra:small
 """
 

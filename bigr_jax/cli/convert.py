@@ -38,8 +38,9 @@ def run(arguments: Arguments) -> None:
         conversion.check(config, workdir, pairs)
         print(f"every tensor fits: {', '.join(pairs)}")
         return
-    conversion.take(config, workdir, pairs)
-    print(f"{workdir} holds {', '.join(pairs)}; next: bigr sample --workdir={workdir}")
+    drawn = conversion.take(config, workdir, pairs)
+    after = f"bigr {'sample' if drawn else 'eval'} --workdir={workdir}"
+    print(f"{workdir} holds {', '.join(pairs)}; next: {after}")
 
 
 def stage_files(words: tuple[str, ...]) -> dict[str, str]:

@@ -1,7 +1,8 @@
-"""Data that are not on this machine, as far as their shapes go, so that a run can be planned."""
+"""Data that are not on this machine, as far as their shapes go, for what needs no more of them."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -49,11 +50,8 @@ def _described(section: Any, split: str, error: UserError) -> Described:
         found["examples"] = examples[split]
     if missing := [f"--config.data.{key}=..." for key, value in found.items() if not value]:
         raise UserError(
-            f"{error}. To plan without the data, say what they are: {' '.join(missing)}"
+            f"{error}. To go on without the data, say what they are: {' '.join(missing)}"
         ) from None
-
-    def open_it() -> Source:
-        raise error
 
     size, count = section.size, found["num_classes"]
     shape = [size, size, found["channels"]]
@@ -72,4 +70,4 @@ def _described(section: Any, split: str, error: UserError) -> Described:
         "examples": found["examples"],
         "spec": columns,
     }
-    return Described(record, open_it)
+    return Described(record, functools.partial(open_source, section, split))

@@ -17,21 +17,19 @@ from bigr_jax.ops.rope import rotate
 Array = jax.Array
 
 
-class Attention(nn.Module):
-    """Self-attention without biases.
+class SelfAttention(nn.Module):
+    """Self-attention of any kind, without biases; a kind is a subclass with its own `attend`.
 
     Attributes:
       heads: number of heads, each of width / heads channels.
       dropout: rate on the result.
-      dtype: of the matrix products; logits and softmax are float32.
-      causal: a token attends to itself and those before it, not to the whole sequence.
-      kernel_init: of the matrix products.
+      dtype: of the matrix products.
+      kernel_init: of the same.
     """
 
     heads: int
     dropout: float = 0.0
     dtype: DTypeLike = jnp.float32
-    causal: bool = False
     kernel_init: Any = nn.initializers.normal(0.02)
 
     @nn.compact
@@ -51,9 +49,42 @@ class Attention(nn.Module):
         names = ("embed", None, "heads", "head_dim")
         how: dict[str, Any] = {"kernel_init": self.kernel_init, "dtype": self.dtype}
         qkv = Linear((3, heads, width // heads), names, name="qkv", **how)(u)
-        query, key, value = (qkv[:, :, i] for i in range(3))
-        if rope is not None:
-            query, key = rotate(query, rope), rotate(key, rope)
-        y = softmax_attention(query, key, value, key_mask=mask, causal=self.causal)
+        y = self.attend(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], mask, rope)
         y = Linear((width,), ("heads", "head_dim", "embed"), name="out", **how)(y)
         return nn.Dropout(self.dropout)(y, deterministic=deterministic)
+
+    def attend(
+        self,
+        query: Array,
+        key: Array,
+        value: Array,
+        mask: Array | None,
+        rope: Array | np.ndarray | None,
+    ) -> Array:
+        """Returns the mixed values, as value; query, key and value: [batch, length, heads,
+        head_dim].
+        """
+        raise NotImplementedError
+
+
+class Attention(SelfAttention):
+    """Softmax attention, whose logits and softmax are float32.
+
+    Attributes: beside those of `SelfAttention`
+      causal: a token attends to itself and those before it, not to the whole sequence.
+    """
+
+    causal: bool = False
+
+    def attend(
+        self,
+        query: Array,
+        key: Array,
+        value: Array,
+        mask: Array | None,
+        rope: Array | np.ndarray | None,
+    ) -> Array:
+        """Returns the softmax of the products of queries and keys times the values."""
+        if rope is not None:
+            query, key = rotate(query, rope), rotate(key, rope)
+        return softmax_attention(query, key, value, key_mask=mask, causal=self.causal)

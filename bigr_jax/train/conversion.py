@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import sys
 from collections.abc import Mapping
@@ -13,15 +12,11 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from bigr_jax.data import Info, Source, open_source
-from bigr_jax.data.described import Described
+from bigr_jax.data.absent import open_or_describe
 from bigr_jax.errors import UserError
 from bigr_jax.interop import files, stages
 from bigr_jax.train.run import Run, opened
 from bigr_jax.train.state import zeros_like_spec
-
-# (classes, training and test examples) of the data of published models, for where they are absent.
-KNOWN = {"tfds:imagenet2012": (1000, {"train": 1_281_167, "test": 50_000})}
 
 
 def check(config: ConfigDict | None, workdir: str, given: Mapping[str, str]) -> None:
@@ -31,8 +26,9 @@ def check(config: ConfigDict | None, workdir: str, given: Mapping[str, str]) -> 
         stages.check(_parts(run, name), path)
 
 
-def take(config: ConfigDict | None, workdir: str, given: Mapping[str, str]) -> None:
-    """Writes the weights of files {stage: path} as finished stages of a work directory.
+def take(config: ConfigDict | None, workdir: str, given: Mapping[str, str]) -> bool:
+    """Writes the weights of files {stage: path} as finished stages of a work directory, and returns
+    whether images can be drawn with one of them.
 
     config  None: that of the work directory
     Raises UserError where a file is not of its stage, naming every tensor that does not fit, and
@@ -50,6 +46,7 @@ def take(config: ConfigDict | None, workdir: str, given: Mapping[str, str]) -> N
         variables, unused = stages.read(parts, path, _untrained(run, name, len(parts) > 1))
         run.adopt(name, variables)
         files.write(_unused(run, name), unused)
+    return any(run.methods[name].sample is not None for name in given)
 
 
 def give(workdir: str, wanted: Mapping[str, str]) -> None:
@@ -68,31 +65,8 @@ def give(workdir: str, wanted: Mapping[str, str]) -> None:
 def _run(config: ConfigDict | None, workdir: str) -> Run:
     if config is None:
         return opened(workdir)
-    return Run(config, workdir, sources=_described(config.data))
-
-
-def _described(section: Any) -> dict[str, Source] | None:
-    """Returns what is known of data that are not there; None: they are."""
-    known = KNOWN.get(section.source)
-    if known is None:
-        return None
-    try:
-        open_source(section, "train")
-    except UserError:
-        pass
-    else:
-        return None
-    classes, examples = known
-    shape, numbers = (section.size, section.size, 3), tuple(map(str, range(classes)))
-    info = Info(section.source, classes, numbers, shape, "unknown", section.source)
-    spec = {"image": (shape, "uint8"), "label": ((), "int32")}
-    return {
-        split: Described(
-            {"info": info._asdict(), "examples": count, "spec": spec},
-            functools.partial(open_source, section, split),
-        )
-        for split, count in examples.items()
-    }
+    sources = {split: open_or_describe(config.data, split) for split in ("train", "test")}
+    return Run(config, workdir, sources=sources, training=False)
 
 
 def _parts(run: Run, name: str) -> Any:

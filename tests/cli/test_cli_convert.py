@@ -8,9 +8,12 @@ import pytest
 
 from bigr_jax.cli.main import main
 from bigr_jax.interop import files, torch
+from bigr_jax.models.encoder import Encoder, MaskedModel
 from bigr_jax.models.patch_discriminator import PatchDiscriminator
 from bigr_jax.train.run import opened
 
+MIXING = {"head_dim": 64, "state": 64, "expand": 2, "conv": 7, "groups": 1}
+HYDRA_BERT = MaskedModel(30522, 768, Encoder(23, "hydra", MIXING, norm_first=False), types=2)
 # {published file: (stage, its networks, the config that it belongs to)}
 PUBLISHED = {
     "bae_d24": ("tokenizer", "B-AE-d24", ["bigr:paper"]),
@@ -21,6 +24,8 @@ PUBLISHED = {
     "bigr_XXL_d24": ("generator", "BiGR-XXL-d24", ["bigr:paper_xxl", "--config.tokenizer.bits=24"]),
     "bigr_XXL_d32": ("generator", "BiGR-XXL-d32", ["bigr:paper_xxl"]),
     "bigr_L_d32_512": ("generator", "BiGR-L-512-d32", ["bigr:paper_l512"]),
+    # Of tokens that are not on this machine, whose shapes the config tells.
+    "hydra_bert": ("encoder", HYDRA_BERT, ["hydra:paper"]),
 }
 
 
@@ -42,7 +47,7 @@ def empty_file(path, shapes):
 def layout(stage, name):
     """{tensor: shape} as it is published: the tokenizer lies beside its discriminator."""
     shapes = torch.shapes(name)
-    if stage == "generator":
+    if stage != "tokenizer":
         return shapes
     beside = torch.shapes(PatchDiscriminator(64, 3, 3))
     return {

@@ -34,7 +34,7 @@ def tokens(length, seed=2):
     return np.random.default_rng(seed).normal(size=(2, length, WIDTH)).astype(np.float32)
 
 
-@pytest.mark.parametrize("length", [1, 8])
+@pytest.mark.parametrize("length", [1, 2, 7, 8])
 def test_every_length_serves(params, length):
     y = applied(params, tokens(length))
     assert y.shape == (2, length, WIDTH) and np.isfinite(y).all()

@@ -54,7 +54,9 @@ def compiled(*arrays: Any, form: str) -> Any:
         (1, 1, (2, 1), 4, False),
         (2, 17, (4, 2), 4, False),
         (2, 17, (4, 2), 4, True),
+        (1, 16, (3, 3), 16, True),
         (3, 5, (2, 1), 64, False),
+        (1, 6, (2, 1), 1, True),
     ],
 )
 def test_forms_agree_with_the_recurrence(

@@ -41,9 +41,10 @@ def case(request: Any) -> tuple[Any, Any, Any]:
     return module, arrays, from_torch(module, state, width=config["d_model"])["params"]
 
 
-def test_output(case: Any) -> None:
+@pytest.mark.parametrize("form", ["streamed", "fused", "official", "matrix", "sequential"])
+def test_output(case: Any, form: str) -> None:
     module, arrays, params = case
-    y = jax.jit(module.apply)({"params": params}, jnp.asarray(arrays["x"]))
+    y = jax.jit(module.clone(form=form).apply)({"params": params}, jnp.asarray(arrays["x"]))
     np.testing.assert_allclose(y, arrays["y"], rtol=0, atol=5e-6)
     np.testing.assert_allclose(y, arrays["y_f64_naive"], rtol=0, atol=5e-6)
 
@@ -55,8 +56,10 @@ def test_parameters_have_the_published_names_and_shapes(case: Any) -> None:
     assert shapes == jax.tree.map(lambda leaf: leaf.shape, params)
 
 
-def test_gradients(case: Any) -> None:
+@pytest.mark.parametrize("form", ["streamed", "fused"])
+def test_gradients(case: Any, form: str) -> None:
     module, arrays, params = case
+    module = module.clone(form=form)
 
     def loss(params: Any, x: Any) -> Any:
         return jnp.square(module.apply({"params": params}, x)).sum()

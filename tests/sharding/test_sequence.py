@@ -6,7 +6,6 @@ As a program, `python test_sequence.py MIXER ...`, this file prints what it saw 
 
 from __future__ import annotations
 
-import functools
 import json
 import sys
 from typing import Any
@@ -18,8 +17,6 @@ import numpy as np
 import pytest
 
 from bigr_jax.models.bigr import BiGR
-from bigr_jax.nn import mixers
-from bigr_jax.nn.hydra import Hydra
 from bigr_jax.train import sharding
 from bigr_jax.train.loop import scope
 
@@ -95,6 +92,4 @@ def test_the_values_are_those_of_one_device(eight: Any, mixer: str) -> None:
 
 
 if __name__ == "__main__":
-    # One form on both: that of a part is not always that of the whole.
-    mixers.MIXERS["hydra"] = functools.partial(Hydra, form="streamed", chunk=64)
     print(json.dumps({mixer: observed(mixer) for mixer in sys.argv[1:]}))

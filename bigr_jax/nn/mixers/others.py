@@ -2,56 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from bigr_jax.nn.linear import Linear
+from bigr_jax.nn.attention import SelfAttention
 from bigr_jax.ops.matrix_mixers import fourier, linear_attention
 from bigr_jax.ops.rope import rotate
 
 Array = jax.Array
 
 
-class LinearAttention(nn.Module):
+class LinearAttention(SelfAttention):
     """Self-attention without a softmax, in time linear in the length: features elu + 1, normalised.
-
-    Attributes:
-      heads: number of heads, each of width / heads channels.
-      dropout: rate on the result.
-      dtype: of the matrix products.
-      kernel_init: of the same.
 
     Source: Katharopoulos et al. (arXiv 2006.16236), equations 5 to 7.
     """
 
-    heads: int
-    dropout: float = 0.0
-    dtype: DTypeLike = jnp.float32
-    kernel_init: Any = nn.initializers.normal(0.02)
-
-    @nn.compact
-    def __call__(
+    def attend(
         self,
-        u: Array,
-        mask: Array | None = None,
-        rope: Array | np.ndarray | None = None,
-        deterministic: bool = True,
+        query: Array,
+        key: Array,
+        value: Array,
+        mask: Array | None,
+        rope: Array | np.ndarray | None,
     ) -> Array:
-        """Returns the mixed tokens, `dtype` [batch, length, width]; arguments as of `Attention`."""
-        width, heads = u.shape[-1], self.heads
-        names = ("embed", None, "heads", "head_dim")
-        how: dict[str, Any] = {"kernel_init": self.kernel_init, "dtype": self.dtype}
-        qkv = Linear((3, heads, width // heads), names, name="qkv", **how)(u)
-        query, key = (nn.elu(qkv[:, :, i]) + 1 for i in (0, 1))
+        """Returns the products of features times the values, by the keys first."""
+        query, key = nn.elu(query) + 1, nn.elu(key) + 1
         turned = None if rope is None else (rotate(query, rope), rotate(key, rope))
-        y = linear_attention(query, key, qkv[:, :, 2], key_mask=mask, turned=turned)
-        y = Linear((width,), ("heads", "head_dim", "embed"), name="out", **how)(y)
-        return nn.Dropout(self.dropout)(y, deterministic=deterministic)
+        return linear_attention(query, key, value, key_mask=mask, turned=turned)
 
 
 class FNet(nn.Module):
