@@ -20,9 +20,10 @@ def get_config(variant: str = "small") -> ConfigDict:
     config.masking = section(rate=0.0, tested=0.15, token=-1, padding=-1)
     # patch 0: the data are tokens, else images in patches of so many pixels.
     config.model = section(patch=0, width=64, types=0, positions=0, dropout=0.0, spread=0.125,
-                           epsilon=1e-5, smoothing=0.0)
+                           epsilon=1e-5, smoothing=0.0, mixup=0.0, cutmix=0.0)
     config.encoder = section(depth=2, mixer="hydra", heads=4, hidden=0, norm_first=True,
-                             dropout=0.0, remat="none", unroll=2, dtype="float32")
+                             dropout=0.0, drop_path=0.0, remat="none", unroll=2,
+                             dtype="float32")
     # Those that a mixer has no use for it does not see.
     config.mixer = section(head_dim=16, state=16, groups=1, expand=2, conv=7, qk_dim=16, length=32)
     # () compares all mixers.
@@ -58,13 +59,14 @@ def _paper(config: ConfigDict, variant: str) -> None:
     config.encoder.update(depth=23, norm_first=False, heads=12, dtype="bfloat16", remat="dots",
                           unroll=1)
     if variant == "paper_vit":
-        config.data.update(source="tfds:imagenet2012", size=224, channels=3, augment="flip")
-        config.model.update(patch=16, types=0, dropout=0.0, smoothing=0.1)
-        config.encoder.update(depth=24, norm_first=True)
+        config.data.update(source="tfds:imagenet2012", size=224, channels=3,
+                           augment="resized_crop:0.08,flip,randaugment:2:9,erase:0.25")
+        config.model.update(patch=16, types=0, dropout=0.0, smoothing=0.1, mixup=0.8, cutmix=1.0)
+        config.encoder.update(depth=24, norm_first=True, drop_path=0.5)
         config.mixer.length = 196
-        config.train.encoder = stage("300 epochs", 1024, lr=1e-3, b2=0.999, weight_decay=0.05,
-                                     warmup="10 epochs", ema=0.9999, save="1 epochs",
-                                     evaluate="1 epochs")
+        config.train.encoder = stage("300 epochs", 1024, repeat=3, lr=1e-3, b2=0.999,
+                                     weight_decay=0.05, warmup="10 epochs", ema=0.9999,
+                                     save="1 epochs", evaluate="1 epochs")
         return
     # Sequences of bert-base-uncased, whose [MASK] is 103 and [PAD] 0.
     config.data.update(source="tokens:c4", size=128, num_classes=30522, examples=364_868_892)

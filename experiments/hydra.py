@@ -83,11 +83,12 @@ def stages(config: Any) -> dict[str, Method]:
     # All is read for either kind of data: what it has no use for is no misspelt key.
     names = ("types", "positions", "dropout", "epsilon", "spread")
     sizes = {name: model[name] for name in names}
-    augmentation, smoothing = data.augment, model.smoothing
+    recipe = {name: model[name] for name in ("smoothing", "mixup", "cutmix")}
+    augmentation = data.augment
     classes, width, dtype = data.num_classes, model.width, encoder.dtype
     if model.patch:
         net = PatchClassifier(classes, width, model.patch, encoder, bool(model.positions), dtype)
-        return {"encoder": classifier(net, augmentation=augmentation, smoothing=smoothing)}
+        return {"encoder": classifier(net, augmentation=augmentation, **recipe)}
     told = MaskedModel(classes, width, encoder, **sizes, dtype=dtype)
     return {"encoder": masked_tokens(told, masking)}
 

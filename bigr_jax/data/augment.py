@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
 
+from bigr_jax.data.boxes import erase, resized_crop
+from bigr_jax.data.rand_augment import rand_augment
 from bigr_jax.errors import UserError, one_of
 
 Array = jax.Array
@@ -84,20 +86,31 @@ def contrast(key: Array, image: Array, reach: float) -> Array:
     return jnp.clip(mean + factors * (image - mean), 0, 1)
 
 
+class _Number(NamedTuple):
+    most: float
+    read: type = float
+
+    def __str__(self) -> str:
+        kind = "an integer" if self.read is int else "a number"
+        return f"{kind} from 0 to {self.most:g}"
+
+
 class _Op(NamedTuple):
     apply: Callable[..., Array]
-    most: float | None
-    read: type = float
+    takes: tuple[_Number, ...] = ()
 
 
 OPS: dict[str, _Op] = {
-    "flip": _Op(flip, None),
-    "shift": _Op(shift, 1024, int),
-    "crop": _Op(functools.partial(shift, mode="reflect"), 1024, int),
-    "rotate": _Op(rotate, 180),
-    "zoom": _Op(zoom, 0.9),
-    "brightness": _Op(brightness, 1),
-    "contrast": _Op(contrast, 1),
+    "flip": _Op(flip),
+    "shift": _Op(shift, (_Number(1024, int),)),
+    "crop": _Op(functools.partial(shift, mode="reflect"), (_Number(1024, int),)),
+    "rotate": _Op(rotate, (_Number(180),)),
+    "zoom": _Op(zoom, (_Number(0.9),)),
+    "brightness": _Op(brightness, (_Number(1),)),
+    "contrast": _Op(contrast, (_Number(1),)),
+    "resized_crop": _Op(resized_crop, (_Number(1),)),
+    "randaugment": _Op(rand_augment, (_Number(16, int), _Number(10))),
+    "erase": _Op(erase, (_Number(1),)),
 }
 
 
@@ -106,7 +119,8 @@ def augment(key: Array, image: Array, spec: str) -> Array:
 
     image  uint8, or float in [0, 1], [B, H, W, C]; the result has its type and shape
     spec   "" (none), or items of: flip; shift:PIXELS (zeros enter); crop:PIXELS (reflections
-           enter); rotate:DEGREES; zoom:FRACTION; brightness:FRACTION; contrast:FRACTION
+           enter); rotate:DEGREES; zoom:FRACTION; brightness:FRACTION; contrast:FRACTION;
+           resized_crop:LEAST_AREA; randaugment:COUNT:MAGNITUDE (of 10); erase:PROBABILITY
 
     Raises UserError, naming data.augment, where an item is unknown or its number out of range.
     """
@@ -130,18 +144,18 @@ def parse(spec: str) -> list[tuple[str, tuple[float, ...]]]:
 def _numbers(name: str, colon: str, text: str) -> tuple[float, ...]:
     if name not in OPS:
         raise one_of("data.augment", name, OPS)
-    op = OPS[name]
-    if op.most is None:
+    takes = OPS[name].takes
+    if not takes:
         if colon:
             raise UserError(f"data.augment: {name}:{text} takes no number; legal: {name}")
         return ()
     try:
-        number = op.read(text)
+        numbers = [taken.read(part) for taken, part in zip(takes, text.split(":"), strict=True)]
     except ValueError:
-        number = -1
-    if not 0 <= number <= op.most:
+        numbers = [-1]
+    if not all(0 <= number <= taken.most for number, taken in zip(numbers, takes, strict=False)):
         raise UserError(
             f"data.augment: {name}{colon}{text} is not legal; expected {name}: and "
-            f"{'an integer' if op.read is int else 'a number'} from 0 to {op.most:g}"
+            f"{' : and '.join(map(str, takes))}"
         )
-    return (number,)
+    return tuple(numbers)

@@ -1,7 +1,8 @@
 """Batches in an order that only the seed and the step decide.
 
 Hosts, threads, prefetching and restarts change nothing: row r of global batch s is position
-s * batch_size + r of one endless sequence, in which each epoch is a permutation of the examples.
+s * batch_size + r of one endless sequence, in which each epoch is a permutation of the examples; or
+in which all that a permutation holds stands several times in a row, where that is asked for.
 """
 
 from __future__ import annotations
@@ -39,15 +40,18 @@ def train_batches(
     process_count: int = 1,
     prefetch: int = 2,
     threads: int = _THREADS,
+    repeat: int = 1,
 ) -> Batches:
     """Returns the endless iterator of this process's rows of the global batches from start_step on.
 
     A batch is {"image": uint8 [b, H, W, C], "label": int32 [b], "index": int32 [b], "mask": float32
     ones [b]}, b = batch_size / process_count; a source of codes gives "codes" in place of the
-    images, and of several copies of an image another one every epoch. `prefetch` batches are made
-    ahead in a background thread (0: none); `threads` decode the examples of a LazySource. What the
-    source raises is raised to the consumer; closing the iterator ends the threads. Raises UserError
-    where batch_size does not divide over the processes.
+    images, and of several copies of an image another one every time. With `repeat` every example
+    stands so many times in a row (Hoffer et al., arXiv 1901.09335), and `repeat` epochs are one
+    permutation. `prefetch` batches are made ahead in a background thread (0: none); `threads`
+    decode the examples of a LazySource. What the source raises is raised to the consumer; closing
+    the iterator ends the threads. Raises UserError where batch_size does not divide over the
+    processes.
     """
     rows = _rows(batch_size, process_index, process_count)
     length, copies = len(source), getattr(source, "copies", 1)
@@ -55,9 +59,10 @@ def train_batches(
 
     def plan(elements: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         positions = _positions(elements, rows, process_index, process_count)
-        indices = order.at(positions)
-        # In as many epochs as there are copies, every image is seen once in each of them.
-        copy = (positions // length + indices) % copies
+        drawn, again = np.divmod(positions, repeat)
+        indices = order.at(drawn)
+        # In as many turns as there are copies, every image is seen once in each of them.
+        copy = (drawn // length * repeat + again + indices) % copies
         return indices + length * copy, np.ones(len(elements), np.float32)
 
     steps = range(start_step, sys.maxsize // rows)

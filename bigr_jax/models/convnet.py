@@ -16,7 +16,7 @@ class ConvNet(nn.Module):
     kept.
 
     __call__  images float [B, H, W, C] in [0, 1] -> (logits float32 [B, classes], features float32
-              [B, D])
+              [B, D]); the same whether `deterministic` or not
     widths    channels of the levels; each level halves height and width
     """
 
@@ -25,7 +25,7 @@ class ConvNet(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, images: Array) -> tuple[Array, Array]:
+    def __call__(self, images: Array, deterministic: bool = True) -> tuple[Array, Array]:
         # images: [batch, height, width, channels]
         x = images.astype(self.dtype) * 2 - 1
         for width in self.widths:

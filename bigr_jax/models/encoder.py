@@ -17,6 +17,7 @@ from flax.core import FrozenDict
 from jax.typing import DTypeLike
 
 from bigr_jax.errors import UserError
+from bigr_jax.nn.drop_path import DropPath, rates
 from bigr_jax.nn.linear import FAN_IN, Linear
 from bigr_jax.nn.mixers import make
 from bigr_jax.nn.mlp import GeluMLP
@@ -44,15 +45,22 @@ class Layer(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: Array, mask: Array | None = None, deterministic: bool = True) -> Array:
+    def __call__(
+        self,
+        x: Array,
+        mask: Array | None = None,
+        deterministic: bool = True,
+        drop_path: float | Array = 0.0,
+    ) -> Array:
         """Returns the next residual stream, float32, as x; mask: as `nn.mixers` has it."""
         how: dict[str, Any] = {"dropout": self.dropout, "dtype": self.dtype}
         options = {**self.options, "kernel_init": FAN_IN}
         mixer = make(self.mixer, heads=self.heads, name="mixer", **how, **options)
-        x = self._added(x, lambda u: mixer(u, mask, None, deterministic), "mixer_norm")
+        kept = lambda y: DropPath()(y, drop_path, deterministic)  # noqa: E731
+        x = self._added(x, lambda u: kept(mixer(u, mask, None, deterministic)), "mixer_norm")
         if self.hidden:
             mlp = GeluMLP(self.hidden, name="mlp", **how)
-            x = self._added(x, lambda u: mlp(u, deterministic), "mlp_norm")
+            x = self._added(x, lambda u: kept(mlp(u, deterministic)), "mlp_norm")
         return nn.with_logical_constraint(x, _RESIDUAL)
 
     def _added(self, x: Array, branch: Any, name: str) -> Array:
@@ -71,6 +79,7 @@ class Encoder(nn.Module):
       norm_first: norms stand before the branches, as in ViT, not after the sums, as in BERT; then
         the result has one more.
       dropout: rate at the end of every branch.
+      drop_path: rate at which the last layer leaves its branches out; see `nn.drop_path`.
       remat, unroll: see `nn.stack`.
       dtype: of the products; the residual stream is float32.
     """
@@ -82,6 +91,7 @@ class Encoder(nn.Module):
     hidden: int = 0
     norm_first: bool = True
     dropout: float = 0.0
+    drop_path: float = 0.0
     remat: str = "none"
     unroll: int = 1
     dtype: DTypeLike = jnp.float32
@@ -103,6 +113,7 @@ class Encoder(nn.Module):
             "remat": self.remat,
             "unroll": self.unroll,
             "deterministic": deterministic,
+            "drop_path": rates(self.drop_path, self.depth) if self.drop_path else None,
         }
         x, _ = scan_layers(layer, self.depth, x, mask, **how)
         return LayerNorm(name="norm")(x) if self.norm_first else x
@@ -119,8 +130,8 @@ class MaskedModel(nn.Module):
       positions: longest sequence, of which every place has a vector to add; 0: none.
       dropout: rate on the embedding.
       epsilon: of the norms of the embedding and of the head; the published ones have 1e-12.
-      spread: standard deviation of the table at the start; in narrow networks one of the published
-        size is soon lost in the optimizer's steps.
+      spread: standard deviation of the table at the start. With the published 0.02 a network of 64
+        channels did not learn recall, with 0.125 it did.
       dtype: of the products.
     """
 

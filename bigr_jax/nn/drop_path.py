@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bigr_jax.errors import UserError
+
 Array = jax.Array
 
 
@@ -16,7 +18,10 @@ def rates(rate: float, depth: int, first: int = 0, total: int | None = None) -> 
 
     first, total  where a network has several parts: place of this one's first layer, and layers of
                   all of them; None: these are all
+    Raises UserError for a rate that is not in [0, 1).
     """
+    if not 0 <= rate < 1:
+        raise UserError(f"drop_path={rate} must be at least 0 and less than 1")
     every = np.linspace(0.0, rate, depth if total is None else total, dtype=np.float32)
     return every[first : first + depth]
 

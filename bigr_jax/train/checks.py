@@ -40,7 +40,7 @@ def check_sizes(key: str, section: Any, method: Method, rows: int) -> None:
     key   of the section, e.g. "train.generator"
     rows  data x fsdp of the mesh; 1 where the stage is not trained here and has batches of no size
     """
-    for name in ("batch_size", "eval_batch_size", "accumulate", "keep"):
+    for name in ("batch_size", "eval_batch_size", "accumulate", "repeat", "keep"):
         if section[name] < 1:
             raise UserError(f"{key}.{name}={section[name]} must be 1 or more")
     if method.step is not None and section.accumulate > 1:

@@ -37,6 +37,8 @@ def stage(duration: str, batch_size: int, **changes: Any) -> ConfigDict:
 
     Durations read "3000 steps", "40 epochs", "1_000_000 examples" or "10%" (of the stage). A change
     goes to the stage or to its optimizer, whichever has the name; `optimizer` names the optimizer.
+    `repeat` says how often an example stands in a batch, each time changed differently; an epoch
+    has as many rows as ever. The last steps, `cooldown`, keep the learning rate at its end.
     `nonfinite` says what happens at a step that is not finite: see `train/guard.py`.
     Raises KeyError for a name that neither has.
     """
@@ -45,6 +47,7 @@ def stage(duration: str, batch_size: int, **changes: Any) -> ConfigDict:
         "lr": 1e-3,
         "schedule": "cosine",
         "warmup": "5%",
+        "cooldown": "0%",
         "end_lr": 0.0,
         "b1": 0.9,
         "b2": 0.95,
@@ -59,6 +62,7 @@ def stage(duration: str, batch_size: int, **changes: Any) -> ConfigDict:
         "batch_size": batch_size,
         "eval_batch_size": 256,
         "accumulate": 1,
+        "repeat": 1,
         "ema": 0.0,
         "log": "50 steps",
         "evaluate": "25%",

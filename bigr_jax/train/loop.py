@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from bigr_jax.api import Array, Given, Method, TrainState
+from bigr_jax.api import Array, Given, Method, Sum, TrainState
 from bigr_jax.data import Source, eval_batches, train_batches
 from bigr_jax.errors import UserError
 from bigr_jax.ops import flops
@@ -49,6 +49,7 @@ class Plan(NamedTuple):
     abstract   TrainState of shapes and placements, for restoring
     profile    (first, last) step to trace, or None
     nonfinite  one of `guard.POLICIES`
+    repeat     how often an example stands in a row
     """
 
     name: str
@@ -67,6 +68,7 @@ class Plan(NamedTuple):
     abstract: TrainState
     profile: tuple[int, int] | None = None
     nonfinite: str = "raise"
+    repeat: int = 1
 
 
 class Program(NamedTuple):
@@ -286,14 +288,7 @@ class _Fitting:
 
 def _host_batches(plan: Plan, source: Source, start: int, mesh: Mesh) -> Iterator[HostBatch]:
     part, parts = hosts.share(mesh)
-    return train_batches(
-        source,
-        plan.batch_size,
-        plan.seed,
-        start_step=start,
-        process_index=part,
-        process_count=parts,
-    )
+    return train_batches(source, plan.batch_size, plan.seed, start, part, parts, repeat=plan.repeat)
 
 
 def trace_step(
@@ -340,8 +335,8 @@ class Evaluator:
             for index, batch in enumerate(placed):
                 found = self._run(variables, jax.random.fold_in(key, index), batch, self._given)
                 for name, pair in jax.device_get(dict(found)).items():
-                    sums[name] = sums.get(name, np.zeros(2)) + np.array(pair, np.float64)
-        return {name: float(value / max(weight, 1e-12)) for name, (value, weight) in sums.items()}
+                    sums[name] = sums.get(name, 0.0) + np.array(pair, np.float64)
+        return {name: Sum(*pair).metric() for name, pair in sums.items()}
 
 
 @contextlib.contextmanager

@@ -367,6 +367,7 @@ class Run:
             abstract=abstract,
             profile=self.profile,
             nonfinite=section.nonfinite,
+            repeat=section.repeat,
         )
         return plan, boxed
 

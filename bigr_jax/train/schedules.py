@@ -18,8 +18,9 @@ def make(
 ) -> optax.Schedule:
     """Returns step -> learning rate: from 0 to `lr` over the warm-up, then `section.schedule`.
 
-    section      fields `lr`, `schedule`, `warmup` (a duration) and `end_lr` (a fraction of `lr`)
-    total_steps  the step at which cosine and linear arrive at `lr * end_lr` and stay there
+    section      fields `lr`, `schedule`, `warmup` and `cooldown` (durations), and `end_lr` (a
+                 fraction of `lr`)
+    total_steps  as many as `cooldown` before it cosine and linear arrive at `lr * end_lr`, and stay
     resolve      (duration, key) -> steps
 
     With w warm-up steps, rsqrt is lr * max(end_lr, sqrt(w / step)) from step w on (Vaswani 2017,
@@ -38,7 +39,13 @@ def make(
             f"{key}.warmup={section.warmup!r} is {warmup} steps; "
             f"legal: from 0 to fewer than the {total_steps} steps of the run"
         )
-    after = _after_warmup(section, total_steps - warmup, warmup)
+    cooldown = resolve(section.cooldown, f"{key}.cooldown")
+    if not 0 <= cooldown < total_steps - warmup:
+        raise UserError(
+            f"{key}.cooldown={section.cooldown!r} is {cooldown} steps; legal: from 0 to fewer than "
+            f"the {total_steps - warmup} after the warm-up"
+        )
+    after = _after_warmup(section, total_steps - warmup - cooldown, warmup)
     if warmup == 0:
         return after
     rising = optax.linear_schedule(0.0, section.lr, warmup)

@@ -139,6 +139,16 @@ def test_every_change_keeps_shape_type_and_range(spec: str) -> None:
         assert bool((out != other).any()) == bool(spec)
 
 
+def test_the_recipe_of_imagenet_changes_almost_all_images_each_differently() -> None:
+    image = jnp.asarray((COLOUR * 255).astype(np.uint8))
+    run = jax.jit(lambda key: aug.augment(key, image, "resized_crop:.3,randaugment:2:9,erase:.5"))
+    out, again, other = run(KEY), run(KEY), run(jax.random.key(1))
+    assert (out.shape, out.dtype) == (image.shape, image.dtype)
+    np.testing.assert_array_equal(out, again)
+    for one, two in ((out, image), (out, other)):
+        assert (np.asarray(one) != np.asarray(two)).any((1, 2, 3)).mean() > 0.9
+
+
 def test_bytes_survive_what_only_moves_pixels() -> None:
     levels = rng.permutation(256).astype(np.uint8).reshape(1, 16, 16, 1)
     moved = np.asarray(aug.augment(KEY, jnp.asarray(levels), "flip,crop:0,shift:0"))
@@ -172,6 +182,13 @@ def test_it_compiles_and_takes_a_single_pixel() -> None:
         ("flip,rotate:ten", "rotate:ten is not legal; expected rotate: and a number from 0 to 180"),
         ("contrast:nan", "contrast:nan is not legal"),
         ("brightness:1.2", "brightness:1.2 is not legal; .* from 0 to 1"),
+        (
+            "randaugment:2",
+            "randaugment:2 is not legal; expected randaugment: and an integer from 0 to 16 : and a "
+            "number from 0 to 10",
+        ),
+        ("randaugment:2:11", "randaugment:2:11 is not legal"),
+        ("erase:0.2:0.3", "erase:0.2:0.3 is not legal"),
     ],
 )
 def test_items_that_are_not_legal_are_named(spec: str, words: str) -> None:

@@ -123,6 +123,35 @@ def test_evaluation_has_every_example_once_and_padding_without_weight(
     np.testing.assert_array_equal(np.concatenate([shown(one) for one in batches]), index)
 
 
+@settings(max_examples=20, deadline=None)
+@given(
+    st.integers(1, 20), st.integers(1, 7), st.integers(1, 4), st.sampled_from([1, 2, 3]),
+    st.integers(0, 50), st.booleans(),
+)  # fmt: skip
+def test_examples_repeat_in_a_row_on_all_hosts_and_after_a_restart(
+    numbered: Callable, length: int, rows: int, repeat: int, hosts: int, step: int, lazy: bool
+) -> None:
+    source, batch = numbered(length, lazy), rows * hosts
+    batches = whole(
+        lambda host: train_batches(source, batch, 4, step, host, hosts, 1, 2, repeat), hosts, 3
+    )
+    positions = np.arange(step * batch, (step + 3) * batch)
+    expected = Order(length, 4).at(positions // repeat)
+    np.testing.assert_array_equal(np.concatenate([one["index"] for one in batches]), expected)
+    np.testing.assert_array_equal(np.concatenate([shown(one) for one in batches]), expected)
+
+
+def test_repeated_examples_are_of_different_copies() -> None:
+    (batch,) = take(train_batches(Copied(10), 60, 7, repeat=3), 1)
+    pairs = batch["codes"].astype(int)
+    # Six times each example, in turn of three copies.
+    assert {tuple(pair) for pair in pairs[:30].tolist()} == {
+        (i, c) for i in range(10) for c in range(3)
+    }
+    np.testing.assert_array_equal(np.bincount(pairs[:, 0] * 3 + pairs[:, 1]), 2)
+    assert all(len(set(three)) == 3 for three in pairs[:, 1].reshape(-1, 3).tolist())
+
+
 class Copied:
     """Three copies of every example; index i + c length shows example i and copy c."""
 

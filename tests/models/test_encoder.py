@@ -95,6 +95,33 @@ def test_norms_stand_where_they_should(norm_first: bool) -> None:
     assert {leaf.shape[0] for leaf in jax.tree.leaves(layers)} == {2}
 
 
+def test_branches_of_the_last_layer_are_left_out_at_its_rate() -> None:
+    encoder = Encoder(2, "attention", heads=2, drop_path=0.5)
+    x = jnp.asarray(np.random.default_rng(2).normal(size=(64, 3, 8)), jnp.float32)
+    variables = nn.unbox(jax.jit(encoder.init)(jax.random.key(0), x))
+    run = jax.jit(encoder.apply, static_argnums=3)
+    # The first of two layers has the rate 0, what stays of the last is doubled.
+    scaled = [
+        jax.tree_util.tree_map_with_path(
+            lambda path, leaf, by=by: leaf.at[1].mul(by) if "out" in str(path) else leaf, variables
+        )
+        for by in (0.0, 2.0)
+    ]
+    without, doubled = (run(each, x, None, True) for each in scaled)
+    apply = jax.jit(lambda key: encoder.apply(variables, x, None, False, rngs={"dropout": key}))
+    found = apply(jax.random.key(3))
+    left_out = np.abs(found - without).max((1, 2)) < 1e-6
+    np.testing.assert_allclose(found[~left_out], doubled[~left_out], atol=1e-5)
+    assert 16 < left_out.sum() < 48
+    with pytest.raises(UserError, match=r"drop_path=1\.0 must be at least 0 and less than 1"):
+        encoder.clone(drop_path=1.0).init(jax.random.key(0), x)
+    plain = encoder.clone(drop_path=0.0)
+    np.testing.assert_array_equal(
+        run(variables, x, None, True),
+        jax.jit(plain.apply, static_argnums=3)(variables, x, None, True),
+    )
+
+
 def test_patches_are_read_row_by_row() -> None:
     net = PatchClassifier(3, 4, 2, Encoder(1, "hydra", {**TINY, "expand": 2}))
     images = jnp.arange(2 * 4 * 6.0).reshape(2, 4, 6, 1) / 48

@@ -34,6 +34,7 @@ def section(name="adamw", **changes):
         "schedule": "constant",
         "warmup": "0",
         "end_lr": 0.0,
+        "cooldown": "0",
         "b1": 0.9,
         "b2": 0.95,
         "eps": 1e-8,

@@ -15,7 +15,7 @@ TOTAL, WARMUP, LR, END = 1000, 100, 0.02, 0.1
 
 
 def section(**changes):
-    fields = {"lr": LR, "schedule": "cosine", "warmup": str(WARMUP), "end_lr": END}
+    fields = {"lr": LR, "schedule": "cosine", "warmup": str(WARMUP), "end_lr": END, "cooldown": "0"}
     return SimpleNamespace(**{**fields, **changes})
 
 
@@ -62,6 +62,11 @@ def test_no_schedule_leaves_its_bounds_or_rises_after_the_warmup(name, warmup, t
         ({"schedule": "cosin"}, "did you mean 'cosine'"),
         ({"warmup": "1000"}, "opt.warmup='1000'"),
         ({"warmup": "-1"}, "opt.warmup"),
+        (
+            {"cooldown": "900"},
+            "opt.cooldown='900' is 900 steps; legal: from 0 to fewer than the 900",
+        ),
+        ({"cooldown": "-1"}, "opt.cooldown"),
         ({"lr": -1.0}, "opt.lr=-1.0"),
         ({"end_lr": 1.5}, "opt.end_lr=1.5"),
     ],
@@ -71,7 +76,15 @@ def test_values_that_make_no_schedule(changes, part):
         make(**changes)
 
 
+@pytest.mark.parametrize("name", ["cosine", "linear"])
+def test_a_cooldown_keeps_the_last_rate(name):
+    schedule, shorter = make(schedule=name, cooldown="300"), make(TOTAL - 300, schedule=name)
+    steps = np.arange(0, TOTAL, 50)
+    np.testing.assert_array_equal(schedule(steps), shorter(steps))
+    np.testing.assert_allclose(schedule(np.arange(TOTAL - 300, TOTAL)), LR * END, rtol=1e-6)
+
+
 def test_resolve_is_told_the_key():
     keys = []
     schedules.make(section(warmup="5%"), TOTAL, lambda *given: keys.append(given) or 7, "a.b")
-    assert keys == [("5%", "a.b.warmup")]
+    assert keys == [("5%", "a.b.warmup"), ("0", "a.b.cooldown")]
