@@ -28,10 +28,18 @@ Given = Mapping[str, Variables]
 
 
 class Sum(NamedTuple):
-    """A weighted sum that adds up over batches and hosts; the metric is value / weight."""
+    """A weighted sum that adds up over batches and hosts: numbers, or arrays of one shape."""
 
     value: Array
     weight: Array
+
+    def metric(self) -> float:
+        """Returns value / weight, of arrays the mean over the entries that have a weight; 0 where
+        none has.
+        """
+        value, weight = np.atleast_1d(self.value, self.weight)
+        there = weight > 0
+        return float((value[there] / weight[there]).mean()) if there.any() else 0.0
 
 
 class Aux(NamedTuple):
@@ -71,6 +79,12 @@ class Part(NamedTuple):
 
     module: nn.Module
     places: Mapping[str, tuple[str, ...]]
+
+
+class Network(NamedTuple):
+    """The one network of a stage that has no more to offer than its file; a `Method.model`."""
+
+    parts: tuple[Part, ...]
 
 
 Apply = Callable[[TrainState, Any, Mapping[str, Any]], tuple[TrainState, Mapping[str, Array]]]

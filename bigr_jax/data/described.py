@@ -16,12 +16,14 @@ Spec = dict[str, tuple[tuple[int, ...], np.dtype[Any]]]
 def spec(source: Source) -> Spec:
     """Returns {name: (shape, dtype)} of the columns of one example.
 
-    "image" is among them even where the examples hold its codes instead, but not of sequences.
+    "image" is among them even where the examples hold its codes instead, but not of sequences and
+    of maps of features.
     """
     if isinstance(source, Described):
         return source.spec
     row = source.gather(np.arange(1))
-    image = {} if "tokens" in row else {"image": (source.info.image_shape, np.dtype(np.uint8))}
+    pictured = {"tokens", "features"}.isdisjoint(row)
+    image = {"image": (source.info.image_shape, np.dtype(np.uint8))} if pictured else {}
     return {**image, **{name: (value.shape[1:], value.dtype) for name, value in row.items()}}
 
 

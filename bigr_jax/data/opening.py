@@ -11,7 +11,9 @@ from bigr_jax.data.captioned import open_captioned
 from bigr_jax.data.codes import open_codes
 from bigr_jax.data.embedded import open_digits, open_fashion_mnist, open_mnist5k
 from bigr_jax.data.folder import open_folder
+from bigr_jax.data.matching import open_matching
 from bigr_jax.data.records import open_arrayrecord
+from bigr_jax.data.scenes import open_scenes
 from bigr_jax.data.source import Request, Source
 from bigr_jax.data.tfds_source import open_tfds
 from bigr_jax.data.tokens import open_recall, open_text, open_tokens
@@ -32,6 +34,9 @@ OPENERS: dict[str, Callable[[Request], Source]] = {
     "recall": open_recall,
     "text:PATH": open_text,
     "tokens:FOLDER": open_tokens,
+    "scenes:NAME": open_scenes,
+    "tiles:NAME": open_scenes,
+    "matching": open_matching,
 }
 
 

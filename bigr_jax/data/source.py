@@ -15,6 +15,8 @@ from tqdm import tqdm
 
 from bigr_jax.errors import UserError
 
+# In a map of classes ("segments"): a place at which none is asked for.
+NOT_ASKED = 255
 _CHUNK = 1024
 # More corrupt examples than both are no accident.
 _CORRUPT_COUNT, _CORRUPT_SHARE = 10, 0.01
@@ -24,7 +26,8 @@ _UNSEEN, _GOOD, _CORRUPT = range(3)
 class Info(NamedTuple):
     """What a set is: image_shape is (height, width, channels); label i means class_names[i].
 
-    Of sequences of tokens image_shape is (length,), and num_classes the size of the vocabulary.
+    Of sequences of tokens image_shape is (length,), and num_classes the size of the vocabulary; of
+    maps of features image_shape is (height, width).
     """
 
     name: str
@@ -77,7 +80,8 @@ class Source(Protocol):
         """Returns {"image": uint8 [n, H, W, C], "label": int32 [n]} of any n indices.
 
         A source of codes gives "codes", see `data.codes`, in place of the images, one of sequences
-        "tokens", see `data.tokens`, in place of both.
+        "tokens", see `data.tokens`, in place of both; where every place has a class, "segments" are
+        in place of the labels, and of maps "features", float [n, H, W, F], in that of the images.
         """
 
 

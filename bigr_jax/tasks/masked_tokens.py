@@ -8,17 +8,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bigr_jax.api import Array, Aux, Batch, Given, Method, Part, Sum, Variables
+from bigr_jax.api import Array, Aux, Batch, Given, Method, Network, Part, Sum, Variables
 from bigr_jax.models.encoder import MaskedModel
 
 # Of the tokens that are asked for, so many are hidden, and so many replaced by any other.
 HIDDEN, REPLACED = 0.8, 0.1
-
-
-class Network(NamedTuple):
-    """The one network of the method, see `bigr_jax.api.Part`."""
-
-    parts: tuple[Part, ...]
 
 
 class Masking(NamedTuple):
