@@ -45,6 +45,32 @@ def grid(
     return np.asarray(picture)
 
 
+def marked(image: np.ndarray, regions: int, query: int, chosen: Sequence[int]) -> np.ndarray:
+    """Returns an image, uint8 [h, w, 1 or 3], four times as large, with frames around some of its
+    regions: a white one around `query`, black ones around the `chosen`, the others dimmed.
+
+    regions  along either side; they are counted row by row
+    Returns uint8 [H, W, 3].
+    """
+    large = np.broadcast_to(image, (*image.shape[:2], 3)).repeat(4, axis=0).repeat(4, axis=1)
+    height, width = (side / regions for side in large.shape[:2])
+
+    def box(region: int) -> tuple[int, int, int, int]:
+        row, column = divmod(int(region), regions)
+        left, top = round(column * width), round(row * height)
+        return left, top, round((column + 1) * width) - 1, round((row + 1) * height) - 1
+
+    shown = np.full(large.shape[:2], 0.45)
+    for left, top, right, bottom in map(box, (query, *chosen)):
+        shown[top : bottom + 1, left : right + 1] = 1.0
+    picture = Image.fromarray(np.round(large * shown[..., None]).astype(np.uint8))
+    draw = ImageDraw.Draw(picture)
+    for region in chosen:
+        draw.rectangle(box(region), outline=(0, 0, 0), width=3)
+    draw.rectangle(box(query), outline=(255, 255, 255), width=3)
+    return np.asarray(picture)
+
+
 def to_uint8(images: np.ndarray) -> np.ndarray:
     """Returns images as uint8: floats in [0, 1] are clipped, scaled and rounded to the nearest
     level.

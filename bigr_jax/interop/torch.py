@@ -15,6 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from bigr_jax.errors import UserError, nearest, one_of
 from bigr_jax.interop import (
+    names_biformer,
     names_bigr,
     names_binary_autoencoder,
     names_hydra,
@@ -79,6 +80,10 @@ def _sentence(model: Any) -> tuple[Any, ...]:
     return (jnp.zeros((1, 1), jnp.int32),)
 
 
+def _any_image(model: Any) -> tuple[Any, ...]:
+    return (jnp.zeros((1, 32, 32, 3)),)
+
+
 _FAMILIES: Mapping[str, _Family] = {
     "BinaryAutoencoder": _Family(names_binary_autoencoder, _image, "ae"),
     "PatchDiscriminator": _Family(names_patch_discriminator, _patch, "disc"),
@@ -86,6 +91,8 @@ _FAMILIES: Mapping[str, _Family] = {
     "InceptionV3": _Family(names_inception, _pixels),
     "Hydra": _Family(names_hydra, _residual, layer=True),
     "MaskedModel": _Family(names_masked_model, _sentence),
+    "BiFormer": _Family(names_biformer, _any_image),
+    "Pyramid": _Family(names_biformer, _any_image),
 }
 
 

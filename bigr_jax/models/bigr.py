@@ -116,6 +116,7 @@ class BiGR(nn.Module):
             heads=self.heads,
             hidden=self.ffn_hidden or swiglu_hidden(width),
             mixer=self.mixer,
+            grid=self.grid,
             adaln=self.adaln,
             dropout=self.dropout,
             dtype=dtype,

@@ -27,6 +27,7 @@ class Block(nn.Module):
       heads: heads of the mixer.
       hidden: hidden features of the SwiGLU.
       mixer: name of the token mixer in `nn.mixers`.
+      grid: (height, width) of the map that the last tokens are, for mixers that see one.
       adaln: takes a modulation (`nn.adaln`) and adds this layer's offset to it.
       dropout: rate at the end of both branches.
       dtype: of the matrix products; the residual stream, norms and modulation are float32.
@@ -37,6 +38,7 @@ class Block(nn.Module):
     heads: int
     hidden: int
     mixer: str = "attention"
+    grid: tuple[int, int] | None = None
     adaln: bool = False
     dropout: float = 0.0
     dtype: DTypeLike = jnp.float32
@@ -62,7 +64,7 @@ class Block(nn.Module):
             six = jnp.moveaxis(ModulationOffset(name="modulation")(modulation), -2, 0)
         shift_mixer, scale_mixer, gate_mixer, shift_mlp, scale_mlp, gate_mlp = six
         options: dict[str, Any] = {"dropout": self.dropout, "dtype": self.dtype}
-        mixer = make(self.mixer, heads=self.heads, name="mixer", **options)
+        mixer = make(self.mixer, heads=self.heads, grid=self.grid, name="mixer", **options)
         mlp = SwiGLU(self.hidden, name="mlp", **options)
         u = modulate(RMSNorm(name="mixer_norm")(x), shift_mixer, scale_mixer)
         x = x + gate_mixer * mixer(u, mask, rope, deterministic)

@@ -13,6 +13,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from bigr_jax.nn.partition import named
+from bigr_jax.ops.depthwise import depthwise_conv
+
 Array = jax.Array
 
 # Uniform in +-1/sqrt(fan in), the initialisation that the published autoencoders started from.
@@ -45,6 +48,33 @@ def conv(
         kernel_init=nn.with_logical_partitioning(kernel_init, (None, None, "conv_in", "conv_out")),
         bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ("conv_out",)),
     )
+
+
+class DepthwiseConv(nn.Module):
+    """Every channel of a map convolved with its own kernel, which keeps the map's size.
+
+    x: [batch, height, width, channels] -> `dtype`, the same shape.
+
+    Attributes:
+      size: side of the kernel, odd.
+      dtype: of the products.
+    """
+
+    size: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        names, channels = (None, None, None, "conv_out"), x.shape[-1]
+        kernel = self.param(
+            "kernel",
+            named(_KERNEL_INIT, *names),
+            (self.size, self.size, 1, channels),
+        )
+        zeros = named(nn.initializers.zeros, "conv_out")
+        bias = self.param("bias", zeros, (channels,))
+        y = depthwise_conv(x.astype(self.dtype), kernel.astype(self.dtype))
+        return y + bias.astype(self.dtype)
 
 
 def group_norm(channels: int, groups: int, dtype: DTypeLike, name: str) -> nn.GroupNorm:

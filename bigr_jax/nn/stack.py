@@ -59,7 +59,7 @@ def scan_layers(
     policy = REMAT[remat]
     scanned = nn.scan(
         body if policy is None else nn.remat(body, policy=policy, prevent_cse=False),
-        variable_axes={"params": 0},
+        variable_axes={"params": 0, "intermediates": 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=(0, *(nn.broadcast for _ in inputs)),
         length=count,

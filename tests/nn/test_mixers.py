@@ -15,7 +15,7 @@ from bigr_jax.ops.rope import grid_table
 
 OPTIONS = {
     "head_dim": 4, "state": 3, "groups": 2, "expand": 2, "conv": 3, "chunk": 4, "length": 12,
-    "qk_dim": 3, "form": "matrix",
+    "qk_dim": 3, "form": "matrix", "regions": 2, "topk": 4,
 }  # fmt: skip
 WIDTH, TOKENS, LENGTH = 8, 7, 12
 # Their matrix is that of the places of the array, whatever stands there.

@@ -39,6 +39,7 @@ from bigr_jax.nn.mixers.matrices import (
 )
 from bigr_jax.nn.mixers.others import FNet, LinearAttention
 from bigr_jax.nn.mixers.quasiseparable import Quasiseparable
+from bigr_jax.nn.mixers.routing import Routing
 
 # Each learned as it is, "NAME_di" (data-independent), or made of the tokens, "NAME_dd".
 _MATRICES: dict[str, type[nn.Module]] = {
@@ -61,6 +62,7 @@ MIXERS: dict[str, Callable[..., nn.Module]] = {
     "add_shift": functools.partial(Hydra, skip=False),
     "linear_attention": LinearAttention,
     "fnet": FNet,
+    "routing": Routing,
     "dense_di": Dense,
     "dft_di": Fourier,
     **{f"{name}_di": functools.partial(kind, learned=True) for name, kind in _MATRICES.items()},
@@ -81,6 +83,10 @@ OPTIONS = frozenset(
         "length",
         "qk_dim",
         "kernel_init",
+        "grid",
+        "regions",
+        "topk",
+        "local",
     }
 )
 
@@ -92,7 +98,8 @@ def make(
 
     heads    of attention and its like; the others have heads of `head_dim` channels
     options  of OPTIONS, see the modules' attributes; a mixer gets those that it has, so that one
-             config serves them all. `length` is that of the longest sequence
+             config serves them all. `length` is that of the longest sequence, `grid` the
+             (height, width) of the map that its last tokens are
     Raises UserError for an unknown mixer, ValueError for an option that is none of OPTIONS.
     """
     if mixer not in MIXERS:
