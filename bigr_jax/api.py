@@ -55,7 +55,7 @@ class TrainState(NamedTuple):
     step       int32 scalar, the number of steps taken
     variables  as `Method.init` returns them, unboxed
     opt_state  of optax
-    ema        the averaged params, or None
+    ema        {collection: its average} of the params and of running statistics, or None
     """
 
     step: Any

@@ -1,4 +1,4 @@
-"""An exponential moving average of the parameters, for evaluation and sampling."""
+"""An exponential moving average of a tree of arrays, for evaluation and sampling."""
 
 from __future__ import annotations
 

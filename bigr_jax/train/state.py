@@ -54,13 +54,13 @@ def abstract_state(
         step=sharding.replicated(mesh),
         variables=placed,
         opt_state=sharding.place_like(opt_state, variables["params"], placed["params"], mesh),
-        ema=placed["params"] if ema else None,
+        ema=averaged(placed) if ema else None,
     )
     shapes = TrainState(
         step=jax.ShapeDtypeStruct((), jnp.int32),
         variables=variables,
         opt_state=opt_state,
-        ema=variables["params"] if ema else None,
+        ema=averaged(variables) if ema else None,
     )
     return jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
@@ -83,7 +83,7 @@ def create(
         variables = nn.meta.unbox(method.init(key, zeros_like_spec(batch), given))
         params = variables["params"]
         # A copy: the state is donated, and one buffer cannot be donated twice.
-        ema = jax.tree.map(jnp.copy, params) if abstract.ema is not None else None
+        ema = None if abstract.ema is None else jax.tree.map(jnp.copy, averaged(variables))
         return TrainState(jnp.zeros((), jnp.int32), variables, tx.init(params), ema)
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
@@ -93,15 +93,21 @@ def create(
     return jax.jit(init, out_shardings=shardings, compiler_options=quick)(key, given)
 
 
+def averaged(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the collections of which an average is kept: parameters, and with them the running
+    statistics of norms, which those of the moment would not fit.
+    """
+    return {name: variables[name] for name in ("params", "batch_stats") if name in variables}
+
+
 def eval_variables(state: TrainState, optimizer: str = "") -> dict[str, Any]:
-    """Returns the variables to measure and to draw with: the averaged parameters where there are
-    some.
+    """Returns the variables to measure and to draw with: the averaged ones where there are some.
 
     optimizer  name of the optimizer: schedule-free ones evaluate at their own average
     """
     variables = dict(state.variables)
     if state.ema is not None:
-        variables["params"] = state.ema
+        variables |= state.ema
     else:
         variables["params"] = optimizers.eval_params(
             optimizer, state.opt_state, variables["params"]

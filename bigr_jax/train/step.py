@@ -13,6 +13,7 @@ import optax
 from bigr_jax.api import Array, Aux, Batch, Given, Method, TrainState
 from bigr_jax.train import ema as averaging
 from bigr_jax.train import taps
+from bigr_jax.train.state import averaged
 
 Step = Callable[[TrainState, Batch, Array, Given], tuple[TrainState, Mapping[str, Array]]]
 Gradient = Callable[[Any, Array, Batch], tuple[Any, Aux]]
@@ -108,11 +109,10 @@ def _updated(
     params = state.variables["params"]
     updates, opt_state = tx.update(grads, state.opt_state, params)
     params = optax.apply_updates(params, updates)
-    averaged = state.ema
-    if averaged is not None:
-        averaged = averaging.update(averaged, params, ema, state.step)
-    variables = {**state.variables, **mutable, "params": params}
-    return TrainState(state.step + 1, variables, opt_state, averaged)
+    variables, kept = {**state.variables, **mutable, "params": params}, state.ema
+    if kept is not None:
+        kept = averaging.update(kept, averaged(variables), ema, state.step)
+    return TrainState(state.step + 1, variables, opt_state, kept)
 
 
 def _kept_unless_finite(

@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from bigr_jax.api import Aux, Method, TrainState
+from bigr_jax.train.state import averaged, eval_variables
 from bigr_jax.train.step import make_step, step_before
 
 
@@ -30,7 +31,8 @@ def fresh(ema=False):
     params = {"w": jnp.arange(3.0)}
     variables = {"params": params, "seen": {"count": jnp.zeros((), jnp.int32)}}
     state = optax.sgd(LR).init(params)
-    return TrainState(jnp.zeros((), jnp.int32), variables, state, params if ema else None)
+    kept = {"params": params} if ema else None
+    return TrainState(jnp.zeros((), jnp.int32), variables, state, kept)
 
 
 def expected(w, batch):
@@ -54,9 +56,28 @@ def test_step_is_gradient_descent_however_the_batch_is_cut(batch, accumulate):
 def test_average_follows_the_parameters(batch):
     step = jax.jit(make_step(METHOD, optax.sgd(LR), lambda s: LR, ema=0.5))
     state, _ = step(fresh(ema=True), batch, jax.random.key(0), {})
-    new, old, kept = state.variables["params"]["w"], jnp.arange(3.0), state.ema["w"]
+    new, old, kept = state.variables["params"]["w"], jnp.arange(3.0), state.ema["params"]["w"]
     share = (kept - old) / (new - old)
     assert np.all(share > 0.4) and np.ptp(share) < 1e-4
+
+
+def test_the_average_follows_running_statistics_too():
+    def loss(variables, key, batch, given):
+        moved = {"batch_stats": {"norm": {"mean": variables["batch_stats"]["norm"]["mean"] + 8}}}
+        return jnp.square(variables["params"]["w"]).sum(), Aux({}, moved)
+
+    variables = {
+        "params": {"w": jnp.arange(3.0)},
+        "batch_stats": {"norm": {"mean": jnp.ones(2)}},
+        "seen": {"count": jnp.zeros((), jnp.int32)},
+    }
+    state = fresh()._replace(variables=variables, ema=averaged(variables))
+    assert state.ema.keys() == {"params", "batch_stats"}
+    step = jax.jit(make_step(Method(None, loss, None), optax.sgd(LR), lambda s: LR, ema=0.75))
+    after, _ = step(state, {}, jax.random.key(0), {})
+    np.testing.assert_allclose(after.ema["batch_stats"]["norm"]["mean"], 3)
+    np.testing.assert_allclose(after.variables["batch_stats"]["norm"]["mean"], 9)
+    np.testing.assert_allclose(eval_variables(after)["batch_stats"]["norm"]["mean"], 3)
 
 
 def test_keys_differ_by_step_and_not_by_state():
@@ -112,7 +133,7 @@ def test_what_is_not_finite_leaves_every_bit_of_the_state(batch, replaced, skip)
     step = jax.jit(make_step(method, tx, lambda s: LR, ema=0.5, skip=skip))
     params = {"w": jnp.arange(1.0, 4.0)}
     variables = {"params": params, "seen": {"count": jnp.zeros(())}}
-    state = TrainState(jnp.zeros((), jnp.int32), variables, tx.init(params), params)
+    state = TrainState(jnp.zeros((), jnp.int32), variables, tx.init(params), {"params": params})
     good = {**batch, "drift": jnp.ones(()), "steep": jnp.ones(()), "lost": jnp.zeros(())}
     root = jax.random.key(0)
     state, metrics = step(state, good, root, {})
