@@ -202,7 +202,7 @@ KERNEL = "variables/params/dense/kernel was saved as float32[4, 3]"
             ["ema/dense/kernel was saved as float32[4, 3] and is not"],
         ),
         (
-            lambda s: s._replace(opt_state=optax.sgd(1.0, 0.9).init(s.ema["params"])),
+            lambda s: s._replace(opt_state=optax.sgd(1.0, 0.9).init(s.ema)),
             ["opt_state/0/trace/dense/kernel is not in the checkpoint", "opt_state/0/mu/dense"],
         ),
     ],
