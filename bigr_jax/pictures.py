@@ -47,7 +47,7 @@ def grid(
 
 def marked(image: np.ndarray, regions: int, query: int, chosen: Sequence[int]) -> np.ndarray:
     """Returns an image, uint8 [h, w, 1 or 3], four times as large, with frames around some of its
-    regions: a white one around `query`, black ones around the `chosen`, the others dimmed.
+    regions: a white one around `query`, orange ones around the `chosen`, the others dimmed.
 
     regions  along either side; they are counted row by row
     Returns uint8 [H, W, 3].
@@ -66,7 +66,7 @@ def marked(image: np.ndarray, regions: int, query: int, chosen: Sequence[int]) -
     picture = Image.fromarray(np.round(large * shown[..., None]).astype(np.uint8))
     draw = ImageDraw.Draw(picture)
     for region in chosen:
-        draw.rectangle(box(region), outline=(0, 0, 0), width=3)
+        draw.rectangle(box(region), outline=(255, 150, 0), width=3)
     draw.rectangle(box(query), outline=(255, 255, 255), width=3)
     return np.asarray(picture)
 

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from bigr_jax.models.biformer import MEAN, SIZES, STD
 from bigr_jax.train.defaults import base, section, stage
 
-VARIANTS = ("smoke", "small", "paper", "paper_s", "paper_b", "paper_stl", "paper_fpn_s")
+VARIANTS = ("smoke", "small", "paper", "paper_s", "paper_b", "paper_stl")
 
 
 def get_config(variant: str = "small") -> ConfigDict:
@@ -50,10 +50,10 @@ def _smoke(config: ConfigDict) -> None:
 
 
 def _paper(config: ConfigDict, variant: str) -> None:
-    """The published sizes and recipes: ImageNet at 224 pixels, and ADE20K at 512."""
+    """The published sizes and their recipe on ImageNet, at 224 pixels."""
     # fmt: off
     _, _, name = variant.partition("_")
-    sizes = dict(SIZES[name.removeprefix("fpn_").upper() or "T"])
+    sizes = dict(SIZES[name.upper() or "T"])
     config.model.update(regions=7, topk=(1, 4, 16, 0), stem=4, dtype="bfloat16", **sizes)
     config.data.update(source="tfds:imagenet2012", size=224, channels=3,
                        augment="resized_crop:0.08,flip,randaugment:2:9,erase:0.25")
@@ -62,14 +62,4 @@ def _paper(config: ConfigDict, variant: str) -> None:
                                decay_skip=SKIPPED, clip=0.0, warmup="5 epochs", end_lr=0.01,
                                cooldown="10 epochs", ema=0.99996, save="1 epochs",
                                evaluate="1 epochs")
-    if name.startswith("fpn"):
-        # Images and segments of one's own, in a folder.
-        config.data.update(source="segments:ade20k", size=512, num_classes=150, examples=20_210,
-                           augment="flip")
-        config.model.update(regions=8)
-        config.head.update(kind="segments", smoothing=0.0, mixup=0.0, cutmix=0.0, width=256,
-                           head_width=128, dropout=0.1)
-        config.train.model = stage("80000 steps", 32, lr=2e-4, b2=0.999, weight_decay=1e-4,
-                                   warmup="1000 steps", clip=0.0, save="4000 steps",
-                                   evaluate="4000 steps")
     # fmt: on

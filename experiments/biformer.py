@@ -63,7 +63,7 @@ SHAPES = {
     "model.widths": "(32,)",
     "model.heads": "(4,)",
     "model.drop_path": "0.0",
-    "train.model.duration": "500 steps",
+    "train.model.duration": "1000 steps",
     "train.model.batch_size": "64",
     "train.model.optimizer.lr": "3e-3",
 }
@@ -143,7 +143,7 @@ def operations(run: Any) -> float:
 
 
 def routes_picture(run: Any, count: int = 6) -> np.ndarray:
-    """Returns test images with a region (white) and those that it is routed to (black), uint8 [H,
+    """Returns test images with a region (white) and those that it is routed to (orange), uint8 [H,
     W, 3]; a row for every layer that routes.
     """
     backbone = run.methods["model"].model.parts[0].module

@@ -46,3 +46,14 @@ def test_png_appears_whole(tmp_path):
     with pytest.raises((TypeError, ValueError)):
         pictures.save_png(path, np.zeros((2, 2, 2, 2, 2), np.uint8))
     assert Image.open(path).size == (3, 2)
+
+
+def test_a_region_and_those_that_it_attends_to_are_marked():
+    image = np.full((6, 6, 1), 100, np.uint8)
+    picture = pictures.marked(image, 3, 0, [4, 5])
+    assert picture.shape == (24, 24, 3)
+    white, orange = ((picture == colour).all(-1) for colour in ((255, 255, 255), (255, 150, 0)))
+    assert white[:8, :8].sum() == 64 - 4 and white.sum() == 60
+    assert orange[8:16, 8:].sum() == 2 * 60 and orange.sum() == 120
+    inner = picture[3:5, 3:5], picture[11:13, 11:13], picture[19:21, 19:21]
+    assert [part.mean() for part in inner] == [100, 100, 45]

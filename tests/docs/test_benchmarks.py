@@ -174,3 +174,9 @@ def test_ratios_are_those_of_the_turns(load):
     shown = timing.compared({"x": slow, "y": fast}, "x", per=2)
     assert shown[1] == ["y", "0.5", "3.00 (2.00 to 4.00)", "2.00"]
     assert timing.table(["a"], [["b"]]) == "| a |\n| --- |\n| b |"
+
+
+def test_the_published_sizes_of_biformer_multiply_what_the_paper_says(load, capsys):
+    assert load("biformer").main() == 0
+    found = rows(capsys.readouterr().out)
+    assert [row[0] for row in found] == [f"BiFormer-{name}" for name in ("T", "S", "B", "STL")]

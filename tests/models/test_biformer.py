@@ -10,27 +10,19 @@ import pytest
 
 from bigr_jax.errors import UserError
 from bigr_jax.models.biformer import SIZES, BiFormer, Pyramid, named
-from bigr_jax.ops import flops
 
-# Parameters as measured of the official classes, and billions of multiply-adds as published.
-PUBLISHED = {
-    "T": (13_142_760, 2.2),
-    "S": (25_536_232, 4.5),
-    "B": (56_804_968, 9.8),
-    "STL": (28_372_552, 4.6),
-}
+# As measured of the official classes; multiply-adds are in benchmarks/biformer.py.
+PARAMETERS = {"T": 13_142_760, "S": 25_536_232, "B": 56_804_968, "STL": 28_372_552}
 SMALL = {"depths": (1, 2), "widths": (8, 16), "heads": (2, 2), "topk": (2, 0), "stem": 2}
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_published_sizes_have_the_published_parameters_and_products(name):
+def test_published_sizes_have_the_published_parameters(name):
     net = named(name)
     images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
     variables = jax.eval_shape(net.init, jax.random.key(0), images)
-    parameters, billions = PUBLISHED[name]
-    assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == parameters
-    program = jax.jit(net.clone(form="gather").apply).trace(variables, images)
-    assert flops.count(program.jaxpr) / 2e9 == pytest.approx(billions, rel=0.03)
+    found = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    assert found == PARAMETERS[name]
 
 
 @pytest.fixture(scope="module")

@@ -257,6 +257,21 @@ def test_a_causal_model_predicts_a_token_from_those_before_it(mixer, batch):
     assert abs(run(batch["bits"], c[::-1], batch["mask"]) - plain)[0, 0].max() > 1e-3
 
 
+def test_a_mixer_that_sees_maps_is_told_the_grid_of_the_codes(batch):
+    model = MODEL.clone(mixer="routing", parent=None)
+    variables = moved(jax.jit(model.init)(jax.random.key(0), *inputs(model)))
+    mixer = variables["params"]["layers"]["mixer"]
+    # The convolution over rows and columns is there only where there is a map.
+    assert mixer["local"]["kernel"].shape == (model.depth, 5, 5, 1, model.width)
+    run = jax.jit(lambda bits, c, mask: model.apply(variables, bits, c, mask, method="hidden"))
+    c = model.apply(variables, batch["labels"], method="condition")
+    plain = run(batch["bits"], c, batch["mask"])
+    # The class stands in front, and all see it.
+    assert (abs(run(batch["bits"], c[::-1], batch["mask"]) - plain)[0].max(-1) > 1e-4).all()
+    hidden = np.where(batch["mask"][..., None], 1 - batch["bits"], batch["bits"])
+    np.testing.assert_array_equal(plain, run(hidden, c, batch["mask"]))
+
+
 @pytest.mark.parametrize(
     "make, text",
     [
