@@ -101,7 +101,7 @@ def plain(state: TrainState, batch: Any, root: Array, given: Any) -> tuple[Train
     value, grads = take(params)
     updates, opt_state = TX.update(grads, state.opt_state, params)
     params = optax.apply_updates(params, updates)
-    average = ema.update(state.ema, params, DECAY, state.step)
+    average = ema.update(state.ema, {"params": params}, DECAY, state.step)
     metrics = {"loss": value, "grad_norm": optax.tree.norm(grads), "lr": jnp.float32(RATE)}
     return TrainState(state.step + 1, {"params": params}, opt_state, average), metrics
 
@@ -111,7 +111,7 @@ def started(given: argparse.Namespace) -> TrainState:
     shape = (given.depth, given.width, given.width)
     kernel = np.random.default_rng(0).normal(size=shape).astype(np.float32) / given.width
     params = {"kernel": jnp.asarray(kernel)}
-    average = jax.tree.map(jnp.copy, params)
+    average = {"params": jax.tree.map(jnp.copy, params)}
     return TrainState(jnp.zeros((), jnp.int32), {"params": params}, TX.init(params), average)
 
 

@@ -105,7 +105,7 @@ class Case:
             "slope": jnp.ones(()),
         }
         variables = {"params": params, "batch_stats": {"mean": jnp.zeros(())}}
-        self.state = TrainState(jnp.int32(0), variables, tx.init(params), params)
+        self.state = TrainState(jnp.int32(0), variables, tx.init(params), variables)
         self.run = jax.jit(self.step)
 
     @staticmethod
