@@ -97,11 +97,17 @@ class Encoder(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, mask: Array | None = None, deterministic: bool = True) -> Array:
-        """Returns float32 [batch, length, width], as x; mask: as `nn.mixers` has it."""
+    def __call__(
+        self,
+        x: Array,
+        mask: Array | None = None,
+        deterministic: bool = True,
+        grid: tuple[int, int] | None = None,
+    ) -> Array:
+        """Returns float32 [batch, length, width], as x; mask and grid: as `nn.mixers` has them."""
         layer = Layer(
             self.mixer,
-            self.options,
+            {**self.options, "grid": grid},
             self.heads,
             self.hidden,
             self.norm_first,
@@ -218,7 +224,8 @@ class PatchClassifier(nn.Module):
         x = embed(patches).astype(jnp.float32)
         if self.positions:
             x = x + _places(self, x.shape[1], x.shape[1], self.width)
-        features = self.encoder(x, None, deterministic).mean(axis=1)
+        grid = (height // side, width // side)
+        features = self.encoder(x, None, deterministic, grid).mean(axis=1)
         head = Linear((self.classes,), ("embed", None), True, name="head")
         return head(features), features
 

@@ -139,3 +139,14 @@ def test_patches_are_read_row_by_row() -> None:
     np.testing.assert_allclose(embedded[:, 1], second @ kernel + bias, atol=1e-6)
     with pytest.raises(UserError, match="patches of 2 pixels do not cover images of 5 x 6"):
         net.apply(variables, jnp.zeros((1, 5, 6, 1)))
+
+
+def test_mixers_that_see_maps_are_told_how_the_patches_lie() -> None:
+    net = PatchClassifier(3, 8, 2, Encoder(1, "routing", {"regions": 2, "topk": 1}, heads=2))
+    images = jax.ShapeDtypeStruct((1, 6, 8, 1), jnp.float32)
+    params = nn.unbox(jax.eval_shape(net.init, jax.random.key(0), images))["params"]
+    # A convolution over rows and columns is there only where there is a map.
+    assert params["encoder"]["layers"]["mixer"]["local"]["kernel"].shape == (1, 5, 5, 1, 8)
+    words = MaskedModel(9, 8, Encoder(1, "routing", heads=2))
+    tokens = jax.ShapeDtypeStruct((1, 6), jnp.int32)
+    assert "local" not in str(jax.eval_shape(words.init, jax.random.key(0), tokens))
