@@ -74,6 +74,9 @@ TASKS: dict[str, tuple[str, dict[str, str], dict[str, dict[str, str]]]] = {
     "scenes": ("mean_iou", SCENES, ARMS),
     "matching": ("accuracy", SHAPES, MATCHING),
 }
+# Of three labels of eight, drawn apart, the commonest is so often the one that is asked for:
+# what is reached by looking at all and matching none.
+SHOWN = 0.453
 # (text, task, better, than, by how much at least)
 CLAIMS = (
     *((f"routed attention tells digits better than {arm}", "digits", "routed", arm, 0.0)
@@ -82,7 +85,7 @@ CLAIMS = (
       for arm in KINDS[1:6]),
     ("four regions segment better than one", "scenes", "routed", "routed, k=1", 0.0),
     ("routes find the region that matches", "matching", "routed", "windows", 0.15),
-    ("routes are better than chance", "matching", "routed", 0.27, 0.0),
+    ("routes tell more than the labels that are shown", "matching", "routed", SHOWN, 0.0),
     ("more routes find more", "matching", "routed", "routed, k=1", 0.0),
 )  # fmt: skip
 
