@@ -37,7 +37,7 @@ RECIPE_LINES, CONFIG_LINES = 200, 80
 CLOSE = 1e-5
 # A gradient below this share of the largest is a sum of terms that nearly cancel: their rounding
 # does not become smaller with it.
-CANCELS = 0.1
+CANCELS, CLOSE_AT_MOST = 0.1, 1e-3
 # A gradient so small beside the others is rounding; where that is all, none is meant to be there.
 ROUNDING = 1e-6
 # Patterns of the parameters that no gradient reaches, by slug; each matches one at least.
@@ -189,7 +189,7 @@ def check_devices(ref: str) -> None:
                     continue
                 share = min((s for end, s in shares.items() if path.endswith(f"/{end}")), default=1)
                 error = np.abs(one - two[path]).max() / max(np.abs(one).max(), 1e-30)
-                limit = CLOSE * max(1, CANCELS / max(share, ROUNDING))
+                limit = min(CLOSE * max(1, CANCELS / max(share, ROUNDING)), CLOSE_AT_MOST)
                 assert error <= limit, f"on two devices {path} differs by {error:.2g} of its scale"
 
 
