@@ -156,7 +156,7 @@ def test_a_folder_of_rubbish_is_an_error(image_folder: Callable) -> None:
         (root / "val" / "cat" / f"bad{number}.png").write_bytes(b"")
     for number in range(25):
         (root / "train" / "cat" / f"bad{number}.png").write_bytes(b"")
-    with pytest.raises(UserError, match=rf"none of the 5 examples of {root} can be read; .*bad4"):
+    with pytest.raises(UserError, match=rf"none of the 5 examples of {root} can be read; .*bad\d"):
         opened(root, "test")
     # Several threads read: some have found more by the time that one has found enough.
     with pytest.raises(
