@@ -32,7 +32,8 @@ def scan_layers(
     first: int | None = None,
     unroll: int = 1,
     drop_path: Any = None,
-) -> tuple[Array, Array | None]:
+    states: Any = None,
+) -> tuple[Array, Any]:
     """Applies `depth` layers of one form after another, under `jax.lax.scan`.
 
     layer    a module, called as layer(x, *inputs, deterministic=...) -> as x; it comes to hold the
@@ -44,17 +45,20 @@ def scan_layers(
     unroll   layers that a turn of the loop takes: more compile longer, and a few small ones may run
              faster on a CPU
     drop_path  [depth]: a layer gets its own entry as the argument `drop_path`, see `nn.drop_path`
+    states   a tree of arrays [depth, ...]: a layer gets its own entries as the argument `state`, and
+             returns (x, state), its new ones; these come back in place of what `collect` gives
     Raises UserError for an unknown `remat`.
     """
     if remat not in REMAT:
         raise one_of("remat", remat, REMAT)
 
-    def body(layer: Any, x: Array, own: Any, *inputs: Any) -> tuple[Array, Array | None]:
-        x = layer(x, *inputs, deterministic=deterministic, **own)
-        return x, x if collect else None
+    def body(layer: Any, x: Array, own: Any, *inputs: Any) -> tuple[Array, Any]:
+        found = layer(x, *inputs, deterministic=deterministic, **own)
+        return found if "state" in own else (found, found if collect else None)
 
     count = depth if first is None else first
     own = {} if drop_path is None else {"drop_path": jnp.asarray(drop_path)[:count]}
+    own |= {} if states is None else {"state": states}
 
     policy = REMAT[remat]
     scanned = nn.scan(

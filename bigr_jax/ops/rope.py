@@ -1,8 +1,8 @@
-"""Rotary position embedding over a two-dimensional grid.
+"""Rotary position embedding along a line and over a two-dimensional grid.
 
-A position's row turns half of the channel pairs and its column the others, so that the product of
-a query and a key depends on their offset alone. Source: RoFormer (arXiv 2104.09864), in the axial
-form of LlamaGen (arXiv 2406.06525).
+Channel pairs turn with the position, so that the product of a query and a key depends on their
+offset alone; on a grid the row turns half of them and the column the others. Source: RoFormer
+(arXiv 2104.09864), and its axial form in LlamaGen (arXiv 2406.06525).
 """
 
 from __future__ import annotations
@@ -49,12 +49,25 @@ def grid_table(
     return np.concatenate([first, table]).astype(np.float32)
 
 
+def line_table(positions: Array | np.ndarray, head_dim: int, base: float = 10000.0) -> Array:
+    """Returns every channel pair's cosine and sine: pair j turns by position * base^(-2j/head_dim).
+
+    positions: int [...] -> float32 [..., head_dim / 2, 2]. Raises ValueError for an odd `head_dim`.
+    """
+    if head_dim % 2:
+        raise ValueError(f"head_dim={head_dim}: rotations need a multiple of 2")
+    frequencies = base ** (-2.0 * np.arange(head_dim // 2) / head_dim)
+    angles = jnp.asarray(positions, jnp.float32)[..., None] * frequencies.astype(np.float32)
+    return jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
 def rotate(x: Array, table: Array | np.ndarray) -> Array:
     """Turns the channel pairs (2i, 2i+1): (a, b) -> (a cos - b sin, b cos + a sin).
 
-    x: [batch, length, heads, head_dim], table: [length, head_dim / 2, 2] -> as x; in float32.
+    x: [batch, length, heads, head_dim], table: [length, head_dim / 2, 2], or with the batch in
+    front -> as x; in float32.
     """
-    cos, sin = jnp.moveaxis(jnp.repeat(jnp.asarray(table), 2, axis=1), -1, 0)[:, :, None]
+    cos, sin = jnp.moveaxis(jnp.repeat(jnp.asarray(table), 2, axis=-2), -1, 0)[..., None, :]
     # Shifts along the channels, because a TPU would pad a trailing axis of two to a full register.
     wide = x.astype(jnp.float32)
     even = np.arange(x.shape[-1]) % 2 == 0
