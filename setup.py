@@ -42,6 +42,7 @@ setup(
         "tqdm",
         "absl-py>=2.5",
         "mlxtend",
+        "sentencepiece>=0.2",
         "scikit-learn",
         "matplotlib>=3.10",
         "numpy>=2",

@@ -71,6 +71,18 @@ def marked(image: np.ndarray, regions: int, query: int, chosen: Sequence[int]) -
     return np.asarray(picture)
 
 
+def written(lines: Sequence[str], size: int = 18) -> np.ndarray:
+    """Returns lines of text as a picture, uint8 [H, W, 3]; size: pixels of a letter's height."""
+    font = ImageFont.load_default(size=size)
+    width = max((font.getlength(line) for line in lines), default=0)
+    step = round(size * 1.4)
+    picture = Image.new("RGB", (int(width) + 2 * size, step * len(lines) + size), "white")
+    draw = ImageDraw.Draw(picture)
+    for row, line in enumerate(lines):
+        draw.text((size, size // 2 + row * step), line, fill=(40, 40, 40), font=font)
+    return np.asarray(picture)
+
+
 def to_uint8(images: np.ndarray) -> np.ndarray:
     """Returns images as uint8: floats in [0, 1] are clipped, scaled and rounded to the nearest
     level.

@@ -11,12 +11,15 @@ from bigr_jax.data.captioned import open_captioned
 from bigr_jax.data.codes import open_codes
 from bigr_jax.data.embedded import open_digits, open_fashion_mnist, open_mnist5k
 from bigr_jax.data.folder import open_folder
+from bigr_jax.data.label_noise import NoisyLabels, parse
 from bigr_jax.data.matching import open_matching
+from bigr_jax.data.phrases import open_phrases
 from bigr_jax.data.records import open_arrayrecord
 from bigr_jax.data.scenes import open_scenes
 from bigr_jax.data.source import Request, Source
 from bigr_jax.data.tfds_source import open_tfds
-from bigr_jax.data.tokens import open_recall, open_text, open_tokens
+from bigr_jax.data.tokenizers import Tokenizer
+from bigr_jax.data.tokens import open_recall, open_text, open_tokens, text_tokenizer
 from bigr_jax.errors import UserError, one_of
 
 RAM_LIMIT = 1 << 30
@@ -37,6 +40,7 @@ OPENERS: dict[str, Callable[[Request], Source]] = {
     "scenes:NAME": open_scenes,
     "tiles:NAME": open_scenes,
     "matching": open_matching,
+    "phrases": open_phrases,
 }
 
 
@@ -47,9 +51,10 @@ def open_source(section: Any, split: str) -> Source:
              in), `size` (side of the square images in pixels, or tokens of a sequence), `channels`
              (1, 3, or 0 for those of the data: 1 of sequences and where the whole set is known to
              be grey, else 3); optional:
-             `data_dir` (where tensorflow-datasets lie; "" is the environment's TFDS_DATA_DIR) and
+             `data_dir` (where tensorflow-datasets lie; "" is the environment's TFDS_DATA_DIR),
+             `noise` (of the labels of "train", see `label_noise.LEGAL`; "" for none) and
              `ram_limit` (bytes above which images, or codes of images, are not held in memory
-             but read when asked for; 1 GiB)
+             but read when asked for; 1 GiB) and `tokenizer` (of texts: "bytes" or "bpe:SIZE")
     split    "train" or "test"
 
     Raises UserError where a value is not legal, or the data or a package is missing.
@@ -60,8 +65,17 @@ def open_source(section: Any, split: str) -> Source:
         if colon and request.source in (scheme, scheme + colon):
             raise UserError(f"data.source={request.source!r} lacks its {placeholder}: {legal}")
         if request.source == scheme or (colon and request.source.startswith(scheme + colon)):
-            return opener(request)
+            found, noise = opener(request), request.noise
+            return NoisyLabels(found, parse(noise)) if noise and split == "train" else found
     raise one_of("data.source", request.source, OPENERS)
+
+
+def tokenizer_of(section: Any) -> Tokenizer:
+    """Returns the tokenizer of a config section whose source is a text (`tokens.open_text`).
+
+    Raises UserError where the text is missing, or there is no such tokenizer.
+    """
+    return text_tokenizer(_request(section, "train"))
 
 
 def _request(section: Any, split: str) -> Request:
@@ -85,4 +99,6 @@ def _request(section: Any, split: str) -> Request:
         channels=channels,
         data_dir=getattr(section, "data_dir", None) or "",
         ram_limit=getattr(section, "ram_limit", RAM_LIMIT),
+        tokenizer=getattr(section, "tokenizer", None) or "",
+        noise=getattr(section, "noise", None) or "",
     )

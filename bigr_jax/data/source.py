@@ -51,6 +51,8 @@ class Request(NamedTuple):
     channels: int
     data_dir: str
     ram_limit: int
+    tokenizer: str = ""
+    noise: str = ""
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

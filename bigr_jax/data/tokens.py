@@ -1,4 +1,4 @@
-"""Sequences of tokens: recall of pairs, bytes of real text, and token files of one's own.
+"""Sequences of tokens: recall of pairs, real text, and token files of one's own.
 
 A batch holds "tokens" [n, length], and of tasks that ask something of their own "targets" [n,
 length], the token that is asked for at a place, -1 where none is.
@@ -16,6 +16,7 @@ import numpy as np
 from bigr_jax import files
 from bigr_jax.data.source import Info, Request
 from bigr_jax.data.split import held_out
+from bigr_jax.data.tokenizers import Tokenizer, learned
 from bigr_jax.errors import UserError
 
 # Of recall: so many keys, then so many values, then the token that asks.
@@ -85,14 +86,39 @@ def open_recall(request: Request) -> TokenSource:
 
 
 def open_text(request: Request) -> TokenSource:
-    """Returns the bytes of texts in pieces of `size`: `text:python` reads the standard library of
-    the interpreter without its tests, `text:PATH` a file or all files below a folder.
+    """Returns texts in pieces of `size` tokens: `text:python` reads the standard library of the
+    interpreter without its tests, `text:PATH` a file or all files below a folder.
 
-    The tenth of the files whose names hash lowest are the test part; of a single file its last
-    tenth. A token beyond those of the bytes is left to be the mask. Raises UserError where there is
-    no text.
+    Tokens are bytes, or what `tokenizer` says; one beyond theirs is left to be the mask. The tenth
+    of the files whose names hash lowest are the test part; of a single file its last tenth. Raises
+    UserError where there is no text.
     """
-    name, size = request.argument, request.size
+    size, tokenizer = request.size, text_tokenizer(request)
+    tokens = tokenizer.encode(_part(request, request.split))
+    count = len(tokens) // size
+    if not count:
+        where, kind = request.argument, "bytes" if tokenizer.size == _BYTES else "tokens"
+        raise UserError(
+            f"the {request.split} part of {where} has {len(tokens)} {kind}, under {size}"
+        )
+    columns = {"tokens": tokens[: count * size].reshape(count, size)}
+    name = request.argument
+    licence = "PSF-2.0" if name == "python" else "unknown"
+    info = Info(request.source, tokenizer.size + 1, (), (size,), licence, name)
+    return TokenSource(columns, info)
+
+
+def text_tokenizer(request: Request) -> Tokenizer:
+    """Returns the tokenizer of a text, learned from its training part where it is learned.
+
+    Raises UserError where there is no text, or no such tokenizer.
+    """
+    learns = request.tokenizer.startswith("bpe")
+    return learned(request.tokenizer, _part(request, "train") if learns else b"")
+
+
+def _part(request: Request, split: str) -> bytes:
+    name = request.argument
     root = Path(sysconfig.get_path("stdlib") if name == "python" else name).expanduser()
     paths = sorted(_modules(root) if name == "python" else _readable(root))
     if not paths:
@@ -100,20 +126,11 @@ def open_text(request: Request) -> TokenSource:
     if len(paths) == 1:
         whole = paths[0].read_bytes()
         border = int(len(whole) * (1 - _TEST_SHARE))
-        chosen = [whole[border:] if request.split == "test" else whole[:border]]
-    else:
-        names = [path.relative_to(root).as_posix() for path in paths]
-        test = held_out(np.zeros(len(names), int), names, _TEST_SHARE)
-        wanted = test if request.split == "test" else ~test
-        chosen = [path.read_bytes() for path, mine in zip(paths, wanted, strict=True) if mine]
-    text = np.frombuffer(b"\n".join(chosen), np.uint8)
-    count = len(text) // size
-    if not count:
-        raise UserError(f"the {request.split} part of {root} has {len(text)} bytes, under {size}")
-    columns = {"tokens": text[: count * size].reshape(count, size)}
-    licence = "PSF-2.0" if name == "python" else "unknown"
-    info = Info(request.source, _BYTES + 1, (), (size,), licence, str(name))
-    return TokenSource(columns, info)
+        return whole[border:] if split == "test" else whole[:border]
+    names = [path.relative_to(root).as_posix() for path in paths]
+    test = held_out(np.zeros(len(names), int), names, _TEST_SHARE)
+    wanted = test if split == "test" else ~test
+    return b"\n".join(path.read_bytes() for path, mine in zip(paths, wanted, strict=True) if mine)
 
 
 def open_tokens(request: Request) -> TokenSource:

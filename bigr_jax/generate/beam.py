@@ -185,4 +185,3 @@ def _merged(one: Found, other: Found) -> Found:
     score, place = jax.lax.top_k(both.score, one.score.shape[2])
     tokens = jnp.take_along_axis(both.tokens, place[..., None], axis=2)
     return Found(tokens, score, jnp.take_along_axis(both.logp, place, axis=2))
-

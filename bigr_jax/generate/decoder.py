@@ -37,10 +37,9 @@ def language_model(net: DecoderLM, variables: Any) -> Decoder:
     """Returns the decoder of a trained network; its memory is a `Memory`."""
 
     def advance(memory: Memory, token: Array) -> tuple[Array, Memory]:
-        how = {"method": "extend"}
-        logits: Any
-        logits, cache = net.apply(variables, token[:, None], memory.cache, memory.length, **how)
-        return nn.log_softmax(logits[:, 0]), Memory(cache, memory.length + 1)
+        given = (token[:, None], memory.cache, memory.length)
+        found: Any = net.apply(variables, *given, method="extend")
+        return nn.log_softmax(found[0][:, 0]), Memory(found[1], memory.length + 1)
 
     def select(memory: Memory, rows: Array) -> Memory:
         cache = Cache(*(jnp.take(part, rows, axis=1) for part in memory.cache))
@@ -60,8 +59,8 @@ def read(
     batch, longest = prompts.shape
     cache = net.empty_cache(batch, longest + more)
     nothing = jnp.zeros(batch, jnp.int32)
-    _, cache = net.apply(variables, prompts, cache, nothing, method="extend")
+    found: Any = net.apply(variables, prompts, cache, nothing, method="extend")
     last = jnp.take_along_axis(prompts, lengths[:, None] - 1, axis=1)[:, 0]
     # The last is read again by the first step; what the padding left beyond is overwritten.
-    wide = Cache(*(jnp.repeat(part, copies, axis=1) for part in cache))
+    wide = Cache(*(jnp.repeat(part, copies, axis=1) for part in found[1]))
     return Memory(wide, jnp.repeat(lengths - 1, copies)), jnp.repeat(last, copies)

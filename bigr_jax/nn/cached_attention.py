@@ -77,7 +77,9 @@ class CachedAttention(nn.Module):
         if cache is None or rows is None:
             y = softmax_attention(query, key, value, causal=True)
         else:
-            cache = Cache(*(_written(*pair, rows.start) for pair in zip(cache, (key, value), strict=True)))
+            cache = Cache(
+                *(_written(*pair, rows.start) for pair in zip(cache, (key, value), strict=True))
+            )
             y = softmax_attention(query, cache.key, cache.value, mask=rows.visible)
         y = Linear((width,), ("heads", "head_dim", "embed"), dtype=self.dtype, name="out")(y)
         return nn.Dropout(self.dropout)(y, deterministic=deterministic), cache

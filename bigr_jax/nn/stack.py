@@ -45,8 +45,8 @@ def scan_layers(
     unroll   layers that a turn of the loop takes: more compile longer, and a few small ones may run
              faster on a CPU
     drop_path  [depth]: a layer gets its own entry as the argument `drop_path`, see `nn.drop_path`
-    states   a tree of arrays [depth, ...]: a layer gets its own entries as the argument `state`, and
-             returns (x, state), its new ones; these come back in place of what `collect` gives
+    states   a tree of arrays [depth, ...]: a layer gets its own entries as the argument `state` and
+             returns (x, state), with its new ones; these come back in place of what `collect` gives
     Raises UserError for an unknown `remat`.
     """
     if remat not in REMAT:

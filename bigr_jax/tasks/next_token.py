@@ -13,7 +13,7 @@ from bigr_jax.api import Array, Aux, Batch, Given, Method, Network, Part, Sum, V
 
 
 def next_tokens(net: nn.Module, *, padding: int = -1) -> Method:
-    """Returns the method that trains `net` on {"tokens": int [B, L]}: every token from those before.
+    """Returns the method that trains `net` on {"tokens": int [B, L]}, to tell the next from each.
 
     net      called as net(tokens, deterministic) -> logits [B, L, vocabulary]; in training it draws
              from the rng "dropout"

@@ -20,7 +20,8 @@ VOCABULARY, END = 5, 4
 LOGP = np.log(np.random.default_rng(0).dirichlet(np.ones(VOCABULARY), VOCABULARY))
 # The next token depends on the last alone.
 CHAIN = Decoder(
-    lambda memory, token: (jnp.asarray(LOGP, jnp.float32)[token], memory), lambda memory, rows: memory
+    lambda memory, token: (jnp.asarray(LOGP, jnp.float32)[token], memory),
+    lambda memory, rows: memory,
 )
 
 
@@ -56,9 +57,7 @@ def test_temperature_0_takes_the_likeliest():
 
 
 @settings(max_examples=40, deadline=None)
-@given(
-    st.integers(0, 1000), st.floats(0.2, 3), st.integers(0, VOCABULARY + 1), st.floats(0.05, 1)
-)
+@given(st.integers(0, 1000), st.floats(0.2, 3), st.integers(0, VOCABULARY + 1), st.floats(0.05, 1))
 def test_warping_is_that_of_float64(seed, temperature, top_k, top_p):
     logits = np.random.default_rng(seed).normal(size=VOCABULARY)
     p = np.exp(logits / temperature)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -85,7 +86,7 @@ def lagged(logp, search):
                         elif step:
                             pair = (tokens[-1], token)
                             for past in histories[other, step]:
-                                alike += list(zip(past, past[1:], strict=False)).count(pair)
+                                alike += list(itertools.pairwise(past)).count(pair)
                     gain = logp[state, token]
                     ahead.append(
                         ((*tokens, token), score + gain - search.diversity * alike, raw + gain,

@@ -12,15 +12,16 @@ TEXTS = st.lists(st.integers(0, 3), max_size=9)
 
 
 def test_bleu_by_hand():
-    text, reference = "a b c d e".split(), "a b c x e f".split()
-    # Runs of one: 4 of 5; of two: (2 + 1) of (4 + 1); of three: (1 + 1) of (3 + 1); of four: 1 of 3.
+    text, reference = ["a", "b", "c", "d", "e"], ["a", "b", "c", "x", "e", "f"]
+    # Runs of one: 4 of 5; of two: 2 + 1 of 4 + 1; of three: 1 + 1 of 3 + 1; of four: 0 + 1 of 3.
     wanted = (4 / 5 * 3 / 5 * 2 / 4 * 1 / 3) ** 0.25 * math.exp(1 - 6 / 5)
     assert sentence_bleu(text, [reference]) == pytest.approx(wanted)
 
 
 def test_a_run_counts_as_often_as_one_reference_has_it():
     # Papineni et al., example 2: of seven "the", two are matched.
-    text, references = ["the"] * 7, ["the cat is on the mat".split(), "a cat on the mat".split()]
+    text, other = ["the"] * 7, ["a", "cat", "on", "the", "mat"]
+    references = [["the", "cat", "is", "on", "the", "mat"], other]
     assert sentence_bleu(text, references, 1) == pytest.approx(2 / 7)
 
 
@@ -39,7 +40,7 @@ def test_distinct_counts_kinds(texts, order):
     runs = [tuple(t[i : i + order]) for t in texts for i in range(len(t) - order + 1)]
     total = sum(len(text) for text in texts)
     assert distinct(texts, order) == (len(set(runs)) / total if total else 0)
-    assert sum((ngrams(text, order).total() for text in texts)) == len(runs)
+    assert sum(ngrams(text, order).total() for text in texts) == len(runs)
 
 
 def test_the_oracle_takes_the_best_of_the_first():
