@@ -11,7 +11,7 @@ from bigr_jax.cli.command import Arguments, Command
 
 
 def define(values: flags.FlagValues) -> None:
-    """Declares --results and --experiments."""
+    """Declares --results, --experiments and --html."""
     flags.DEFINE_string(
         "results", "results", "folder that `bigr prove` filled; default results", flag_values=values
     )
@@ -21,25 +21,33 @@ def define(values: flags.FlagValues) -> None:
         "folder of the experiments, whose README.md gets the table; default experiments",
         flag_values=values,
     )
+    flags.DEFINE_bool(
+        "html",
+        False,
+        "also write RESULTS/report.html, one page with all pictures",
+        flag_values=values,
+    )
 
 
 def run(arguments: Arguments) -> None:
-    """Writes both tables and prints where they are."""
-    for path, text in written(arguments.flags.results, arguments.flags.experiments).items():
-        from bigr_jax import files
+    """Writes both tables, and the page where it is asked for, and prints where they are."""
+    from bigr_jax import files
 
+    given = arguments.flags
+    for path, text in written(given.results, given.experiments, given.html).items():
         files.write_text(path, text)
         print(path)
 
 
-def written(results: str, experiments: str) -> dict[str, str]:
-    """Returns {path: text} of the tables of a folder of results and a folder of experiments.
+def written(results: str, experiments: str, html: bool = False) -> dict[str, str]:
+    """Returns {path: text} of the tables of a folder of results and a folder of experiments, and
+    with `html` of the page.
 
     Raises UserError where one of them is missing.
     """
     from bigr_jax import registry
     from bigr_jax.errors import UserError
-    from bigr_jax.lab import tables
+    from bigr_jax.lab import page, tables
 
     for flag, folder in (("results", results), ("experiments", experiments)):
         if not os.path.isdir(folder):
@@ -49,17 +57,19 @@ def written(results: str, experiments: str) -> dict[str, str]:
     found, place = tables.read(results), os.path.join(experiments, "README.md")
     beside = Path(os.path.relpath(results, experiments)).as_posix()
     table = tables.overview(found, cards.values(), beside)
+    shown = {os.path.join(results, "report.html"): page.page(found, cards, results)} if html else {}
     return {
         os.path.join(results, "README.md"): tables.sections(found, cards),
         place: tables.inserted(place, table, beside),
+        **shown,
     }
 
 
 COMMAND = Command(
     name="report",
-    summary="Writes what was proved as tables, for the results and for the experiments.",
-    usage="[--results=DIR] [--experiments=DIR]",
-    example="bigr report",
+    summary="Writes what was proved as tables, and as one page with all pictures.",
+    usage="[--results=DIR] [--experiments=DIR] [--html]",
+    example="bigr report --html",
     define=define,
     run=run,
 )

@@ -85,6 +85,15 @@ def inserted(path: str, table: str, results: str) -> str:
     return f"{before}{BEGIN}\n{table}\n{END}{after}"
 
 
+def cells(values: Sequence[float]) -> str:
+    """Returns the mean ± standard deviation of one metric of one arm over its seeds, "" of none."""
+    if not values:
+        return ""
+    mean = float(np.mean(values))
+    spread = f" ± {np.std(values, ddof=1):.2g}" if len(values) > 1 and np.isfinite(mean) else ""
+    return number(mean) + spread
+
+
 def _section(slug: str, found: Found, card: Card | None) -> str:
     lines = [f"## {slug}\n"]
     if card is not None:
@@ -108,16 +117,8 @@ def _arms(found: Found) -> str:
     arms = dict.fromkeys(record["arm"] for record in found["records"])
     rows = [["arm", *metrics], ["---"] * (1 + len(metrics))]
     for arm in arms:
-        rows.append([arm, *(_cells(values.get(arm, [])) for values in metrics.values())])
+        rows.append([arm, *(cells(values.get(arm, [])) for values in metrics.values())])
     return "\n".join("| " + " | ".join(map(_cell, row)) + " |" for row in rows)
-
-
-def _cells(values: Sequence[float]) -> str:
-    if not values:
-        return ""
-    mean = float(np.mean(values))
-    spread = f" ± {np.std(values, ddof=1):.2g}" if len(values) > 1 and np.isfinite(mean) else ""
-    return number(mean) + spread
 
 
 def _row(card: Card, found: Found | None, results: str) -> tuple[str, ...]:

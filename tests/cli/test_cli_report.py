@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from bigr_jax import pictures
 from bigr_jax.cli.main import main
 from bigr_jax.cli.report import written
 
@@ -127,3 +133,43 @@ def test_the_committed_tables_are_current(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.chdir(ROOT)
     for path, text in written("results", "experiments").items():
         assert Path(path).read_text("utf-8") == text, f"{path}: run `bigr report`"
+
+
+@pytest.fixture
+def page(folders: tuple[Path, Path], capsys: Capture) -> Path:
+    """The page of what was proved, with one picture there and one missing."""
+    results, experiments = folders
+    pictures.save_png(results / "two.png", np.full((40, 60, 3), (200, 30, 40), np.uint8))
+    assert main(["report", f"--results={results}", f"--experiments={experiments}", "--html"]) == 0
+    assert str(results / "report.html") in capsys.readouterr().out
+    return results / "report.html"
+
+
+def test_the_page_says_every_claim_and_needs_nothing_beside_itself(page: Path) -> None:
+    text = page.read_text("utf-8")
+    assert "1 method, 1 of 2 claims hold" in text
+    assert text.count('<li><span class="mark') == 2 and "a beats c" in text
+    assert "not finite against 0.8" in text and "Better | faster than before." in text
+    sources = re.findall(r'(?:src|href)="([^"]{1,20})', text)
+    assert sources and all(source.startswith(("data:", "#")) for source in sources)
+    assert text.count("<img") == 1
+    # A claim's bar ends where its interval does: 0.1 - 2.92 * 0.01 of at most 0.1 + 2.92 * 0.01.
+    (low,) = re.findall(r'<line class="yes" x1="([\d.]+)"', text)
+    assert float(low) == pytest.approx(12 + 216 * (0.1 - 0.0292) / 0.1292, abs=0.1)
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="there is no chromium here")
+def test_a_browser_draws_the_page(page: Path, tmp_path: Path) -> None:
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--window-size=1000,1400"]
+    shot = tmp_path / "page.png"
+    command = [shutil.which("chromium"), *flags, f"--screenshot={shot}", page.as_uri()]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    pixels = np.asarray(Image.open(shot).convert("RGB")).astype(int)
+    assert pixels.shape == (1400, 1000, 3)
+
+    def near(colour: tuple[int, int, int]) -> int:
+        return int((np.abs(pixels - colour).max(-1) < 12).sum())
+
+    # The picture, the mark of the claim that holds with its bar, and that of the other.
+    assert near((200, 30, 40)) > 2000
+    assert near((0, 112, 79)) > 100 and near((176, 58, 46)) > 10
