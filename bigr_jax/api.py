@@ -42,8 +42,22 @@ class Sum(NamedTuple):
         return float((value[there] / weight[there]).mean()) if there.any() else 0.0
 
 
+class Rows(NamedTuple):
+    """Some rows of an array [N, ...] of a collection, to be replaced: in `Aux.mutable` it stands
+    where the array would, which is then written in place, neither copied nor looked through.
+
+    places  int32 [B], of the rows; where one stands twice, so do its values
+    values  [B, ...]
+    """
+
+    places: Array
+    values: Array
+
+
 class Aux(NamedTuple):
-    """Beside the scalar of a loss: metrics to log, and collections to replace (not params)."""
+    """Beside the scalar of a loss: metrics to log, and collections to replace (not params), whole
+    or by `Rows` of their arrays.
+    """
 
     metrics: Mapping[str, Array]
     mutable: Mapping[str, Any] = {}

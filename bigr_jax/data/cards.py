@@ -14,7 +14,10 @@ DEBIAN_FOLDER = "usr/share/datasets/fashion-mnist"
 
 
 class Card(NamedTuple):
-    """One set; `files` maps each data file, relative to where it is installed, to its SHA-256."""
+    """One set; `files` maps each data file, relative to where it is installed, to its SHA-256.
+
+    Of a log `images` are its interactions, and `classes` its items.
+    """
 
     name: str
     images: int
@@ -58,6 +61,24 @@ CARDS: dict[str, Card] = {
                 "sklearn/datasets/data/digits.csv.gz": (
                     "09f66e6debdee2cd2b5ae59e0d6abbb73fc2b0e0185d2e1957e9ebb51e23aa22"
                 )
+            },
+        ),
+        Card(
+            name="ml-100k",
+            images=100000,
+            classes=1682,
+            licence="GroupLens: research, no redistribution (package MIT)",
+            origin="MovieLens-100K (Harper and Konstan 2015), as packaged by RecBole",
+            package="recbole",
+            download_bytes=2_130_151,
+            install="pip install --no-deps recbole==1.2.1",
+            files={
+                "recbole/dataset_example/ml-100k/ml-100k.inter": (
+                    "4edb74e2a81178c2ba9ff381495f754f996c4aea351b1272ca36b43da0935eff"
+                ),
+                "recbole/dataset_example/ml-100k/ml-100k.item": (
+                    "51d7cdf777ce5c0f5b32c1d947a4a81fe07d75e78abbe761e0cd4d0756064532"
+                ),
             },
         ),
         Card(

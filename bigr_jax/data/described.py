@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from bigr_jax.data.division import Held, Part
 from bigr_jax.data.source import Info, Source
 
 Spec = dict[str, tuple[tuple[int, ...], np.dtype[Any]]]
@@ -19,6 +20,8 @@ def spec(source: Source) -> Spec:
     "image" is among them even where the examples hold its codes instead, but not of sequences and
     of maps of features.
     """
+    if isinstance(source, Part):
+        return spec(source.whole)
     if isinstance(source, Described):
         return source.spec
     row = source.gather(np.arange(1))
@@ -41,9 +44,13 @@ class Described:
 
     record  of `describe`
     opener  () -> the source itself; it may raise UserError where the data are not there
+    held    see `data.division`
     """
 
-    def __init__(self, record: Mapping[str, Any], opener: Callable[[], Source]) -> None:
+    def __init__(
+        self, record: Mapping[str, Any], opener: Callable[[], Source], held: Held | None = None
+    ) -> None:
+        self.held = held
         lists = ("class_names", "image_shape")
         fields = {**record["info"], **{name: tuple(record["info"][name]) for name in lists}}
         self.info = Info(**fields)

@@ -9,8 +9,10 @@ from typing import Any
 from bigr_jax.data.arrays import open_npz
 from bigr_jax.data.captioned import open_captioned
 from bigr_jax.data.codes import open_codes
+from bigr_jax.data.division import divide, held_of
 from bigr_jax.data.embedded import open_digits, open_fashion_mnist, open_mnist5k
 from bigr_jax.data.folder import open_folder
+from bigr_jax.data.interactions import open_interactions
 from bigr_jax.data.label_noise import NoisyLabels, parse
 from bigr_jax.data.matching import open_matching
 from bigr_jax.data.phrases import open_phrases
@@ -41,6 +43,7 @@ OPENERS: dict[str, Callable[[Request], Source]] = {
     "tiles:NAME": open_scenes,
     "matching": open_matching,
     "phrases": open_phrases,
+    "interactions:NAME": open_interactions,
 }
 
 
@@ -54,19 +57,30 @@ def open_source(section: Any, split: str) -> Source:
              `data_dir` (where tensorflow-datasets lie; "" is the environment's TFDS_DATA_DIR),
              `noise` (of the labels of "train", see `label_noise.LEGAL`; "" for none) and
              `ram_limit` (bytes above which images, or codes of images, are not held in memory
-             but read when asked for; 1 GiB) and `tokenizer` (of texts: "bytes" or "bpe:SIZE")
-    split    "train" or "test"
+             but read when asked for; 1 GiB), `tokenizer` (of texts: "bytes" or "bpe:SIZE") and
+             `stride` (of logs: how far apart windows begin, as a share of their length), `held_out`
+             (of "train", see `division.LEGAL`; "" for none) and `held_every` (see `division.Held`)
+    split    "train", "test", or "held" where something is held out
 
     Raises UserError where a value is not legal, or the data or a package is missing.
     """
+    if split == "held":
+        held = held_of(open_source(section, "train"))
+        if held is None:
+            raise UserError("data.held_out is empty: there is no split 'held'")
+        return held.source
     request = _request(section, split)
     for legal, opener in OPENERS.items():
         scheme, colon, placeholder = legal.partition(":")
         if colon and request.source in (scheme, scheme + colon):
             raise UserError(f"data.source={request.source!r} lacks its {placeholder}: {legal}")
         if request.source == scheme or (colon and request.source.startswith(scheme + colon)):
-            found, noise = opener(request), request.noise
-            return NoisyLabels(found, parse(noise)) if noise and split == "train" else found
+            found = opener(request)
+            if split != "train":
+                return found
+            if request.noise:
+                found = NoisyLabels(found, parse(request.noise))
+            return divide(found, request.held_out, request.held_every)
     raise one_of("data.source", request.source, OPENERS)
 
 
@@ -101,4 +115,7 @@ def _request(section: Any, split: str) -> Request:
         ram_limit=getattr(section, "ram_limit", RAM_LIMIT),
         tokenizer=getattr(section, "tokenizer", None) or "",
         noise=getattr(section, "noise", None) or "",
+        stride=getattr(section, "stride", 1.0),
+        held_out=getattr(section, "held_out", None) or "",
+        held_every=getattr(section, "held_every", 1),
     )

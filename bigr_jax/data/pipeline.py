@@ -17,6 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import grain
 import numpy as np
 
+from bigr_jax.data.division import PREFIX, LazyPart, held_of
 from bigr_jax.data.order import Order
 from bigr_jax.data.source import LazySource, Source
 from bigr_jax.errors import UserError
@@ -46,7 +47,9 @@ def train_batches(
 
     A batch is {"image": uint8 [b, H, W, C], "label": int32 [b], "index": int32 [b], "mask": float32
     ones [b]}, b = batch_size / process_count; a source of codes gives "codes" in place of the
-    images, and of several copies of an image another one every time. With `repeat` every example
+    images, and of several copies of an image another one every time. Where some examples are held
+    out, see `data.division`, rows of those are beside them, in an order of their own, under names
+    that begin with "held_". With `repeat` every example
     stands so many times in a row (Hoffer et al., arXiv 1901.09335), and `repeat` epochs are one
     permutation. `prefetch` batches are made ahead in a background thread (0: none); `threads`
     decode the examples of a LazySource. What the source raises is raised to the consumer; closing
@@ -55,7 +58,7 @@ def train_batches(
     """
     rows = _rows(batch_size, process_index, process_count)
     length, copies = len(source), getattr(source, "copies", 1)
-    order = Order(length, seed)
+    order, held = Order(length, seed), held_of(source)
 
     def plan(elements: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         positions = _positions(elements, rows, process_index, process_count)
@@ -66,7 +69,12 @@ def train_batches(
         return indices + length * copy, np.ones(len(elements), np.float32)
 
     steps = range(start_step, sys.maxsize // rows)
-    return _batches(source, plan, rows, steps, prefetch, threads)
+    own = _batches(source, plan, rows, steps, prefetch, threads)
+    if held is None:
+        return own
+    where = (start_step, process_index, process_count, prefetch, threads)
+    size, again = held.rows(batch_size), held.seed(seed)
+    return _beside(own, train_batches(held.source, size, again, *where))
 
 
 def eval_batches(
@@ -108,7 +116,7 @@ def _positions(elements: np.ndarray, rows: int, process: int, processes: int) ->
 def _batches(
     source: Source, plan: _Plan, rows: int, steps: range, prefetch: int, threads: int
 ) -> Batches:
-    if isinstance(source, LazySource):
+    if isinstance(source, LazySource | LazyPart):
         return _decoded(source, plan, rows, steps, prefetch, threads)
 
     def gather(step: int) -> HostBatch:
@@ -119,8 +127,14 @@ def _batches(
     return ahead(gather, steps, prefetch)
 
 
+def _beside(own: Batches, held: Batches) -> Batches:
+    with contextlib.closing(own), contextlib.closing(held):
+        for batch, other in zip(own, held, strict=True):
+            yield {**batch, **{PREFIX + name: column for name, column in other.items()}}
+
+
 def _decoded(
-    source: LazySource, plan: _Plan, rows: int, steps: range, prefetch: int, threads: int
+    source: LazySource | LazyPart, plan: _Plan, rows: int, steps: range, prefetch: int, threads: int
 ) -> Batches:
     def read(element: int) -> dict[str, np.ndarray | np.generic]:
         indices, mask = plan(np.asarray([element], np.int64))

@@ -53,6 +53,9 @@ class Request(NamedTuple):
     ram_limit: int
     tokenizer: str = ""
     noise: str = ""
+    stride: float = 1.0
+    held_out: str = ""
+    held_every: int = 1
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -82,8 +85,9 @@ class Source(Protocol):
         """Returns {"image": uint8 [n, H, W, C], "label": int32 [n]} of any n indices.
 
         A source of codes gives "codes", see `data.codes`, in place of the images, one of sequences
-        "tokens", see `data.tokens`, in place of both; where every place has a class, "segments" are
-        in place of the labels, and of maps "features", float [n, H, W, F], in that of the images.
+        "tokens", see `data.tokens` and `data.interactions`, in place of both; where every place has
+        a class, "segments" are in place of the labels, and of maps "features", float [n, H, W, F],
+        in that of the images.
         """
 
 

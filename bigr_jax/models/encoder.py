@@ -158,11 +158,15 @@ class MaskedModel(nn.Module):
         mask: Array | None = None,
         types: Array | None = None,
         deterministic: bool = True,
+        places: Array | None = None,
+        choices: Array | None = None,
     ) -> Array:
         """Returns the logits of every place, float32 [batch, length, rows of the table].
 
         tokens: int [batch, length], mask: bool [batch, length], False = padding, types: int [batch,
-        length], all 0 where None. Raises ValueError for a sequence longer than `positions`.
+        length], all 0 where None, places: int [batch, n], those that are told, in place of all,
+        choices: int [batch, length or n, m], the rows that are weighed there, in place of all.
+        Raises ValueError for a sequence longer than `positions`.
         """
         normal = nn.initializers.normal(self.spread)
         rows = -(-self.vocabulary // 8) * 8
@@ -176,11 +180,16 @@ class MaskedModel(nn.Module):
         x = LayerNorm(self.epsilon, name="embed_norm")(x)
         x = nn.Dropout(self.dropout)(x, deterministic=deterministic)
         x = self.encoder(x, mask, deterministic)
+        if places is not None:
+            x = jnp.take_along_axis(x, places[..., None], axis=1)
         square = Linear((self.width,), ("embed", "mlp"), True, FAN_IN, self.dtype, name="head")
         x = LayerNorm(self.epsilon, name="head_norm")(nn.gelu(square(x), approximate=False))
         bias = self.param("bias", named(nn.initializers.zeros, "vocab"), (rows,))
+        form = "bld,vd->blv"
+        if choices is not None:
+            form, table, bias = "bld,blmd->blm", table[choices], bias[choices]
         told = jnp.einsum(
-            "bld,vd->blv",
+            form,
             x.astype(self.dtype),
             table.astype(self.dtype),
             preferred_element_type=jnp.float32,

@@ -32,7 +32,7 @@ class Linear(nn.Module):
         the input are contracted.
       bias: adds a parameter of the shape `features`, initially zero.
       kernel_init: initializer of the kernel; it sees two axes, all inputs and all features.
-      dtype: of the product; parameters are float32.
+      dtype: of the product; parameters are float32. Sums of integers are int32.
     """
 
     features: tuple[int, ...]
@@ -51,7 +51,9 @@ class Linear(nn.Module):
 
         kernel = self.param("kernel", named(init, *self.names), (*inputs, *outputs))
         axes = (tuple(range(x.ndim - count, x.ndim)), tuple(range(count)))
-        y = jax.lax.dot_general(x.astype(self.dtype), kernel.astype(self.dtype), (axes, ((), ())))
+        sums = jnp.int32 if jnp.issubdtype(self.dtype, jnp.integer) else None
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        y = jax.lax.dot_general(x, kernel, (axes, ((), ())), preferred_element_type=sums)
         if self.bias:
             zeros = named(nn.initializers.zeros, *self.names[count:])
             y = y + self.param("bias", zeros, outputs).astype(self.dtype)

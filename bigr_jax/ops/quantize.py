@@ -1,4 +1,4 @@
-"""Binary codes drawn from probabilities, with a gradient that passes straight through."""
+"""Gradients that pass straight through rounding, and binary codes drawn from probabilities."""
 
 from __future__ import annotations
 
@@ -7,6 +7,19 @@ import jax.numpy as jnp
 from jax import lax
 
 Array = jax.Array
+
+
+def straight_through(value: Array, target: Array, strength: float | Array = 1.0) -> Array:
+    """Returns exactly `target`, whose gradient is taken as if it were `value`.
+
+    value, target: float, of one shape and dtype
+    strength  how far from `value`, 0, to `target`, 1; the gradient is the same whichever
+    Source: straight-through estimator (Bengio et al., arXiv 1308.3432).
+    """
+    if not (isinstance(strength, float) and strength == 1.0):
+        target = value + strength * (target - value)
+    # The difference is exactly zero in the forward pass.
+    return lax.stop_gradient(target) + (value - lax.stop_gradient(value))
 
 
 def binarize(probabilities: Array, uniforms: Array | None = None) -> Array:
@@ -21,8 +34,7 @@ def binarize(probabilities: Array, uniforms: Array | None = None) -> Array:
     """
     threshold = 0.5 if uniforms is None else uniforms
     codes = (probabilities > threshold).astype(probabilities.dtype)
-    # The difference is exactly zero in the forward pass, so the codes stay exactly 0 or 1.
-    return lax.stop_gradient(codes) + (probabilities - lax.stop_gradient(probabilities))
+    return straight_through(probabilities, codes)
 
 
 def bernoulli(key: Array, probabilities: Array) -> Array:

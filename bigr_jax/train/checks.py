@@ -34,11 +34,12 @@ def refuse_other_config(workdir: str, config: ConfigDict) -> None:
         )
 
 
-def check_sizes(key: str, section: Any, method: Method, rows: int) -> None:
+def check_sizes(key: str, section: Any, method: Method, rows: int, every: int = 1) -> None:
     """Raises UserError where the sizes of a stage's section are not legal.
 
     key   of the section, e.g. "train.generator"
     rows  data x fsdp of the mesh; 1 where the stage is not trained here and has batches of no size
+    every of how many rows one is added that is held out, see `data.division`
     """
     for name in ("batch_size", "eval_batch_size", "accumulate", "repeat", "keep"):
         if section[name] < 1:
@@ -48,8 +49,9 @@ def check_sizes(key: str, section: Any, method: Method, rows: int) -> None:
             f"{key}.accumulate={section.accumulate}: this stage takes steps of its own, which "
             "see the whole batch; legal: 1"
         )
-    if section.batch_size % (rows * section.accumulate):
+    if section.batch_size % (rows * section.accumulate * every):
         times = f" times accumulate = {section.accumulate}" * (section.accumulate > 1)
+        times += f" times data.held_every = {every}" * (every > 1)
         raise UserError(
             f"{key}.batch_size={section.batch_size} must be a multiple of data x fsdp = "
             f"{rows}{times}"

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 
 def update(
-    ema: Any, params: Any, decay: float, step: jax.Array | int = 0, warmup: bool = False
+    ema: Any, params: Any, decay: float | jax.Array, step: jax.Array | int = 0, warmup: bool = False
 ) -> Any:
     """Returns rate * ema + (1 - rate) * params, leaf by leaf in float32.
 

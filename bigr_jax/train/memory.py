@@ -50,7 +50,9 @@ class Step(NamedTuple):
 
 def step_of(plan: Any, batch: Any, given: Any, mesh: Mesh) -> Step:
     """Returns the train step of a `loop.Plan`, for a batch of any size."""
-    size, own = jax.tree.leaves(batch)[0].shape[0], plan.method.step is not None
+    own = plan.method.step is not None
+    # Some columns may have fewer rows, see `data.division`.
+    size = max(leaf.shape[0] for leaf in jax.tree.leaves(batch))
     return Step(plan.name, size, plan.abstract, batch, given, mesh, own)
 
 

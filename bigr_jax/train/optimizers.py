@@ -15,7 +15,7 @@ from bigr_jax.errors import UserError, one_of
 from bigr_jax.train import patterns, schedules
 from bigr_jax.train.muon import is_masked, scale_by_muon
 
-NAMES = ("adamw", "adam", "lion", "muon", "schedule_free", "sgd")
+NAMES = ("adamw", "adam", "lion", "muon", "schedule_free", "sgd", "sgd_l2")
 
 
 def make(
@@ -35,9 +35,10 @@ def make(
     resolve  (duration, key) -> steps
 
     Weight decay is decoupled and multiplied by the learning rate (Loshchilov 2019, as in
-    torch.optim.AdamW). A factor of 0 freezes: no update, no optimizer state, no part in the clipped
-    norm. `b1` is the momentum of sgd and of both halves of muon. Raises UserError for an unknown
-    name, a value out of range, and a pattern that matches no parameter.
+    torch.optim.AdamW), but for sgd_l2, where it is a part of the gradient that momentum adds up, as
+    in torch.optim.SGD. A factor of 0 freezes: no update, no optimizer state, no part in the
+    clipped norm. `b1` is the momentum of sgd, sgd_l2 and both halves of muon. Raises UserError for
+    an unknown name, a value out of range, and a pattern that matches no parameter.
     """
     _check(section, key)
     schedule = schedules.make(section, total_steps, resolve, key)
@@ -52,7 +53,8 @@ def make(
 
     parts = [_core(section, params)]
     if section.weight_decay:
-        parts.append(optax.add_decayed_weights(section.weight_decay, decayed))
+        decay = optax.add_decayed_weights(section.weight_decay, decayed)
+        parts.insert(0 if section.name == "sgd_l2" else 1, decay)
     if set(factors) - {0.0, 1.0}:
         parts.append(_scale_each(like_params(factors)))
     parts.append(optax.scale_by_learning_rate(schedule))
@@ -132,7 +134,7 @@ def _core(section: Any, params: Any) -> optax.GradientTransformation:
         return adam
     if section.name == "lion":
         return optax.scale_by_lion(b1=section.b1, b2=section.b2)
-    if section.name == "sgd":
+    if section.name in ("sgd", "sgd_l2"):
         return optax.trace(section.b1) if section.b1 else optax.identity()
     if section.name == "schedule_free":
         # Adam without its momentum, which the averaging replaces.

@@ -150,10 +150,8 @@ def batch_shapes(run: Run, name: str, batch_size: int | None = None) -> dict[str
     """Returns the shapes and placements of a training batch."""
     where = sharding.batch_sharding(run.mesh)
     return {
-        column: jax.ShapeDtypeStruct(
-            (batch_size or spec.shape[0], *spec.shape[1:]), spec.dtype, sharding=where
-        )
-        for column, spec in run.batch_spec(name).items()
+        column: jax.ShapeDtypeStruct(spec.shape, spec.dtype, sharding=where)
+        for column, spec in run.batch_spec(name, batch_size).items()
     }
 
 

@@ -16,6 +16,7 @@ from bigr_jax import durations, files, pictures, registry
 from bigr_jax.api import Given, Method, Report, TrainState
 from bigr_jax.data import Source, open_source
 from bigr_jax.data.described import describe
+from bigr_jax.data.division import held_of
 from bigr_jax.errors import UserError, nearest, one_of
 from bigr_jax.train import checks, hosts, manifest, optimizers, overview, sharding, state
 from bigr_jax.train import workdir as directories
@@ -63,6 +64,8 @@ class Run:
             sources = {split: open_source(view.data, split) for split in ("train", "test")}
         else:
             _ = dict(view.data.items())
+        if held := held_of(sources["train"]):
+            sources = {**sources, "held": held.source}
         self.sources = sources
         fill(self.config.data, self.sources["train"])
         self.experiment = registry.load(view.slug)
@@ -118,9 +121,12 @@ class Run:
         """Returns all that training a stage needs."""
         return self._plans[name][0]
 
-    def batch_spec(self, name: str) -> dict[str, jax.ShapeDtypeStruct]:
-        """Returns the shapes of a stage's training batch."""
-        return state.batch_spec(self.sources["train"], self.config.train[name].batch_size)
+    def batch_spec(
+        self, name: str, batch_size: int | None = None
+    ) -> dict[str, jax.ShapeDtypeStruct]:
+        """Returns the shapes of a stage's training batch, of another size where one is given."""
+        size = batch_size or self.config.train[name].batch_size
+        return state.batch_spec(self.sources["train"], size)
 
     def boxed(self, name: str) -> Any:
         """Returns the shapes of a stage's variables in linen's boxes, which name the axes."""
@@ -315,7 +321,8 @@ class Run:
         source, key = self.sources["train"], f"train.{name}"
         size = section.batch_size
         rows = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-        checks.check_sizes(key, section, method, rows if own else 1)
+        held = held_of(source)
+        checks.check_sizes(key, section, method, rows if own else 1, held.every if held else 1)
         total = durations.steps(
             section.duration, key=f"{key}.duration", batch_size=size, examples=len(source)
         )

@@ -30,6 +30,7 @@ RULES: Mapping[str, str | tuple[str, ...] | None] = {
     "vocab": "model",
     "modulation": "model",
     "conv_out": "fsdp",
+    "examples": ("data", "fsdp"),
     "batch": ("data", "fsdp"),
     "length": "seq",
     "act_heads": "model",
@@ -181,15 +182,24 @@ def _by_name(names: Sequence[str | None], shape: tuple[int, ...], mesh: Mesh) ->
     spec: list[Any] = []
     for name, size in zip(names, shape, strict=True):
         axis = RULES.get(name) if name else None
-        fits = isinstance(axis, str) and axis not in spec and size % mesh.shape[axis] == 0
-        spec.append(axis if fits and mesh.shape[axis] > 1 else None)
+        axes = [a for a in ((axis,) if isinstance(axis, str) else axis or ()) if mesh.shape[a] > 1]
+        # Of several axes as many, the first first, as divide the dimension together.
+        while axes and size % math.prod(mesh.shape[a] for a in axes):
+            axes.pop()
+        free = not set(axes) & {a for entry in spec for a in _axes(entry)}
+        spec.append((axes[0] if len(axes) == 1 else tuple(axes)) if axes and free else None)
     return spec
+
+
+def _axes(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return (entry,) if isinstance(entry, str) else entry or ()
 
 
 def _fallback(spec: list[Any], shape: tuple[int, ...], mesh: Mesh) -> list[Any]:
     count = mesh.shape["fsdp"]
     free = [i for i, size in enumerate(shape) if spec[i] is None and size % count == 0]
-    if count > 1 and "fsdp" not in spec and free:
+    taken = any("fsdp" in _axes(entry) for entry in spec)
+    if count > 1 and not taken and free:
         spec[max(free, key=lambda i: shape[i])] = "fsdp"
     return spec
 

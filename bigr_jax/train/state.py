@@ -15,16 +15,23 @@ from jax.sharding import Mesh
 from bigr_jax.api import Array, Given, Method, TrainState
 from bigr_jax.data import Source
 from bigr_jax.data.described import spec
+from bigr_jax.data.division import PREFIX, held_of
 from bigr_jax.train import optimizers, sharding
 
 
 def batch_spec(source: Source, size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns the shapes of a training batch of `size` rows, see `data.described.spec`."""
+    """Returns the shapes of a training batch of `size` rows, see `data.described.spec`; where some
+    examples are held out, with those of their rows.
+    """
     shapes = dict(spec(source))
     shapes |= {"index": ((), np.dtype(np.int32)), "mask": ((), np.dtype(np.float32))}
-    return {
+    found = {
         name: jax.ShapeDtypeStruct((size, *rest), kind) for name, (rest, kind) in shapes.items()
     }
+    if held := held_of(source):
+        rows = batch_spec(held.source, held.rows(size))
+        found |= {PREFIX + name: leaf for name, leaf in rows.items()}
+    return found
 
 
 def zeros_like_spec(batch: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Array]:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bigr_jax.api import Array, Aux, Batch, Given, Method, TrainState
+from bigr_jax.api import Array, Aux, Batch, Given, Method, Rows, TrainState
 from bigr_jax.train import ema as averaging
 from bigr_jax.train import taps
 from bigr_jax.train.state import averaged
@@ -109,10 +109,27 @@ def _updated(
     params = state.variables["params"]
     updates, opt_state = tx.update(grads, state.opt_state, params)
     params = optax.apply_updates(params, updates)
-    variables, kept = {**state.variables, **mutable, "params": params}, state.ema
+    variables, kept = {**replaced(state.variables, mutable), "params": params}, state.ema
     if kept is not None:
         kept = averaging.update(kept, averaged(variables), ema, state.step)
     return TrainState(state.step + 1, variables, opt_state, kept)
+
+
+def replaced(variables: Mapping[str, Any], mutable: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the variables with what `Aux.mutable` puts in their place: collections, and `Rows` of
+    arrays.
+    """
+
+    def put(path: Any, leaf: Any) -> Any:
+        if not isinstance(leaf, Rows):
+            return leaf
+        whole: Any = variables
+        for key in path:
+            whole = whole[key.key]
+        return whole.at[leaf.places].set(leaf.values)
+
+    new = jax.tree_util.tree_map_with_path(put, mutable, is_leaf=lambda x: isinstance(x, Rows))
+    return {**variables, **new}
 
 
 def _kept_unless_finite(
@@ -160,9 +177,11 @@ def accumulated(
     def body(carry: Any, part: tuple[Array, Batch]) -> tuple[Any, None]:
         sums, mutable = carry
         index, rows = part
-        grads, aux = gradient({**variables, **mutable}, jax.random.fold_in(key, index), rows)
+        before = {**variables, **mutable}
+        grads, aux = gradient(before, jax.random.fold_in(key, index), rows)
         sums = jax.tree.map(lambda s, x: s + x / count, sums, (grads, dict(aux.metrics)))
-        return (sums, dict(aux.mutable)), None
+        after = replaced(before, aux.mutable)
+        return (sums, {name: after[name] for name in mutable}), None
 
     ((grads, metrics), mutable), _ = jax.lax.scan(
         body, (zeros, mutable), (jnp.arange(count), parts)

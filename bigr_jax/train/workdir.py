@@ -20,6 +20,7 @@ from bigr_jax import config as configs
 from bigr_jax import files
 from bigr_jax.data import Source, open_source
 from bigr_jax.data.described import Described, describe
+from bigr_jax.data.division import Held
 from bigr_jax.errors import UserError
 from bigr_jax.train import hosts
 
@@ -168,7 +169,10 @@ def read_data(workdir: str, section: Any) -> dict[str, Source] | None:
     found = files.read_json(os.path.join(workdir, "data.json"))
     if found is None:
         return None
-    return {
+    sources = {
         split: Described(record, functools.partial(open_source, section, split))
         for split, record in found.items()
     }
+    if "held" in sources:
+        sources["train"].held = Held(sources["held"], getattr(section, "held_every", 1))
+    return dict(sources)
