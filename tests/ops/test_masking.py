@@ -9,10 +9,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bigr_jax.ops.masking import cosine_count, cosine_mask, random_mask, uniform_mask
+from bigr_jax.ops.masking import (
+    cloze_count,
+    cloze_mask,
+    cosine_count,
+    cosine_mask,
+    last_mask,
+    places_of,
+    random_mask,
+    uniform_mask,
+)
 
 LENGTH = 9
 masks = jax.jit(random_mask, static_argnums=(1, 2))
+clozes = jax.jit(cloze_mask, static_argnums=(2, 3))
 
 
 @settings(max_examples=25, deadline=None)
@@ -80,3 +90,40 @@ def test_every_number_of_masked_tokens_is_equally_likely(length):
             ways = 1 if size else math.comb(length, sum(key))
             share = 1 / length / ways
             assert abs(number / draws - share) < 5 * np.sqrt(share / draws)
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 2**31 - 1), st.sampled_from([0.0, 0.1, 0.15, 0.2, 0.5, 0.6, 1.0]))
+def test_a_cloze_asks_for_exactly_its_share_of_the_tokens(seed, rate):
+    rng, most = np.random.default_rng(seed), 20
+    lengths = rng.integers(0, 26, 12)
+    real = np.arange(25) >= 25 - lengths[:, None]
+    mask = np.asarray(clozes(jax.random.key(seed), real, rate, most))
+    assert not mask[~real].any()
+    wanted = [min(most, max(1, round(n * rate))) if n else 0 for n in lengths.tolist()]
+    np.testing.assert_array_equal(mask.sum(1), wanted)
+
+
+def test_halves_are_rounded_as_python_rounds_them():
+    assert [cloze_count(n, 0.1, 99) for n in (1, 5, 15, 25, 26, 35)] == [1, 1, 2, 2, 3, 4]
+    assert cloze_count(200, 0.2, 20) == 20 and cloze_count(1, 0.0, 20) == 1
+
+
+def test_every_real_token_is_asked_for_as_often():
+    real = np.tile([False, True, True, True, False], (8000, 1))
+    share = np.asarray(clozes(jax.random.key(2), real, 0.3, 9)).mean(0)
+    np.testing.assert_allclose(share, [0, 1 / 3, 1 / 3, 1 / 3, 0], atol=0.02)
+
+
+def test_the_last_token_is_that_before_the_padding():
+    real = np.array([[0, 1, 1], [1, 1, 0], [0, 0, 0], [1, 0, 0], [1, 1, 1]], bool)
+    wanted = np.array([[0, 0, 1], [0, 1, 0], [0, 0, 0], [1, 0, 0], [0, 0, 1]], bool)
+    np.testing.assert_array_equal(jax.jit(last_mask)(real), wanted)
+
+
+def test_places_fill_a_fixed_number_of_slots():
+    mask = np.array([[0, 1, 0, 1, 1], [0, 0, 0, 0, 1], [0] * 5], bool)
+    places, weights = jax.jit(places_of, static_argnums=1)(mask, 3)
+    np.testing.assert_array_equal(places, [[1, 3, 4], [4, 0, 0], [0, 0, 0]])
+    np.testing.assert_array_equal(weights, [[1, 1, 1], [1, 0, 0], [0, 0, 0]])
+    assert places.dtype == np.int32 and weights.dtype == np.float32

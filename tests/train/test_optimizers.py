@@ -344,3 +344,17 @@ def test_shapes_alone_are_enough(params):
     tx, _ = make(jax.eval_shape(lambda: params), "muon")
     state = jax.eval_shape(tx.init, params)
     assert jax.tree.structure(state) == jax.tree.structure(tx.init(params))
+
+
+@pytest.mark.parametrize(("name", "coupled"), [("sgd", False), ("sgd_l2", True)])
+def test_decay_is_part_of_the_gradient_or_stands_beside_it(name, coupled):
+    tree, decay, momentum = {"w": jnp.array([1.0, -2.0])}, 0.3, 0.9
+    tx, _ = make(tree, name, weight_decay=decay, b1=momentum, decay_skip=())
+    state, w, v = tx.init(tree), np.array([1.0, -2.0]), np.zeros(2)
+    for step in range(STEPS):
+        grads = np.array([0.5, step - 2.0])
+        updates, state = tx.update({"w": jnp.asarray(grads, jnp.float32)}, state, tree)
+        tree = optax.apply_updates(tree, updates)
+        v = momentum * v + grads + coupled * decay * w
+        w = w - LR * (v + (not coupled) * decay * w)
+        np.testing.assert_allclose(tree["w"], w, rtol=1e-5)

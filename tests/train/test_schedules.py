@@ -88,3 +88,34 @@ def test_resolve_is_told_the_key():
     keys = []
     schedules.make(section(warmup="5%"), TOTAL, lambda *given: keys.append(given) or 7, "a.b")
     assert keys == [("5%", "a.b.warmup"), ("0", "a.b.cooldown")]
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=4, unique=True), st.integers(0, 1))
+def test_steps_fall_by_a_factor_after_each_time_down_to_the_end(times, warm):
+    times = sorted(warm + time for time in times)
+    schedule = make(
+        schedule=f"steps:0.5:{', '.join(map(str, times))}", warmup=str(warm), end_lr=0.2
+    )
+    for step in (warm, *times, *(time - 1 for time in times), TOTAL):
+        # As PyTorch's MultiStepLR: from the step of the time on.
+        falls = sum(step >= time for time in times)
+        wanted = max(0.5**falls, 0.2) * LR if step >= warm else 0.0
+        assert float(schedule(step)) == pytest.approx(wanted, rel=1e-5), step
+
+
+def test_restarts_begin_anew_after_every_period():
+    schedule = make(schedule="restarts:40", warmup="10")
+    for step in (10, 11, 30, 49, 50, 51, 89, 90, 995):
+        done = (step - 10) % 40 / 40
+        wanted = LR * (END + (1 - END) * (1 + math.cos(math.pi * done)) / 2)
+        assert float(schedule(step)) == pytest.approx(wanted, rel=1e-5), step
+
+
+@pytest.mark.parametrize(
+    "name", ["steps", "steps:", "steps:0.1", "steps:0.1:", "steps:2:10", "steps:x:10",
+             "steps:0.1:20,10", "steps:0.1:50", "restarts", "restarts:", "restarts:0", "cosine:3"]
+)  # fmt: skip
+def test_forms_that_make_no_schedule_are_named(name):
+    with pytest.raises(UserError, match=f"opt.schedule='{name}'"):
+        make(schedule=name, warmup="50")
