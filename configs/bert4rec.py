@@ -49,7 +49,7 @@ def _smoke(config: ConfigDict) -> None:
         made_duration="20 steps",
         made_lr=1e-2,
     )
-    config.train.model.update(duration="20 steps", batch_size=16, save="5 steps", log="5 steps")
+    config.train.model.update(duration="20 steps", batch_size=16, log="5 steps")
     config.train.model.optimizer.update(lr=1e-2, warmup="2 steps")
 
 

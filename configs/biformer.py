@@ -46,7 +46,8 @@ def _smoke(config: ConfigDict) -> None:
     config.data.size = 16
     config.model.update(depths=(1, 1), widths=(8, 16))
     config.study.update(seeds=1, arms=("routed", "windows"), tasks=("digits",))
-    config.train.model.update(duration="20 steps", batch_size=16, save="5 steps", log="5 steps")
+    config.train.model.update(duration="20 steps", batch_size=16, log="5 steps")
+    config.train.model.optimizer.lr = 2e-3
 
 
 def _paper(config: ConfigDict, variant: str) -> None:

@@ -42,7 +42,7 @@ def _smoke(config: ConfigDict) -> None:
     """Seconds on a CPU."""
     config.model.width = 16
     config.study.update(seeds=1, arms=("fp", "median"), tasks=("digits",), widths=(16,))
-    config.train.net.update(duration="20 steps", batch_size=32, save="5 steps", log="5 steps")
+    config.train.net.update(duration="20 steps", batch_size=32, log="5 steps")
 
 
 def _paper(config: ConfigDict) -> None:

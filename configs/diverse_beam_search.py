@@ -28,7 +28,7 @@ def get_config(variant: str = "small") -> ConfigDict:
         config.model.update(width=16, depth=1, heads=2, hidden=16, unroll=1)
         config.sample.texts = 4
         config.study.update(seeds=1, tasks=("phrases",), arms=("diverse", "beam"))
-        config.train.model.update(duration="20 steps", batch_size=16, save="5 steps", log="5 steps")
+        config.train.model.update(duration="20 steps", batch_size=16, log="5 steps")
     elif variant == "paper":
         _paper(config)
     return config

@@ -42,7 +42,7 @@ def _smoke(config: ConfigDict) -> None:
     """Seconds on a CPU."""
     config.model.widths = (32,)
     config.study.update(seeds=1, tasks=("40 %",))
-    config.train.model.update(duration="20 steps", batch_size=32, save="5 steps", log="5 steps",
+    config.train.model.update(duration="20 steps", batch_size=32, log="5 steps",
                               evaluate="10 steps")  # fmt: skip
     config.train.model.optimizer.lr = 0.1
 

@@ -48,7 +48,7 @@ def _smoke(config: ConfigDict) -> None:
     config.model.width, config.mixer.head_dim = 16, 8
     config.encoder.update(heads=2, unroll=1)
     config.study.update(seeds=1, arms=("hydra", "causal"), tasks=("recall",))
-    config.train.encoder.update(duration="20 steps", batch_size=16, save="5 steps", log="5 steps")
+    config.train.encoder.update(duration="20 steps", batch_size=16, log="5 steps")
 
 
 def _paper(config: ConfigDict, variant: str) -> None:

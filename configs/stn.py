@@ -44,7 +44,7 @@ def _smoke(config: ConfigDict) -> None:
     config.model.widths = (32,)
     config.method.update(warmup="2 steps")
     config.study.update(seeds=1, arms=("fixed .05", "STN from .05", "schedule of STN"))
-    config.train.model.update(duration="16 steps", batch_size=32, save="5 steps", log="4 steps",
+    config.train.model.update(duration="16 steps", batch_size=32, log="4 steps",
                               evaluate="8 steps")  # fmt: skip
     config.train.model.optimizer.lr = 0.1
 

@@ -149,16 +149,23 @@ def routes_picture(run: Any, count: int = 6) -> np.ndarray:
     """Returns test images with a region (white) and those that it is routed to (orange), uint8 [H,
     W, 3]; a row for every layer that routes.
     """
-    backbone = run.methods["model"].model.parts[0].module
     images = run.sources["test"].gather(np.arange(count))["image"]
-    variables = {name: tree["backbone"] for name, tree in run.variables("model").items()}
-    _, seen = backbone.apply(variables, images / np.float32(255), mutable=["intermediates"])
-    routes = np.asarray(seen["intermediates"]["stage_0"]["attention"]["routes"][0])
+    regions = run.config.model.regions
     # A region in the middle of the image.
-    query = (backbone.regions // 2) * (backbone.regions + 1)
+    query = (regions // 2) * (regions + 1)
     tiles = [
-        pictures.marked(image, backbone.regions, query, chosen)
-        for layer in routes
+        pictures.marked(image, regions, query, chosen)
+        for layer in routes(run, images)
         for image, chosen in zip(images, layer[:, query], strict=True)
     ]
     return pictures.grid(np.stack(tiles), count, scale=1)
+
+
+def routes(run: Any, images: np.ndarray) -> np.ndarray:
+    """Returns the regions that every region of uint8 images [N, h, w, c] is routed to in the first
+    stage of a network that segments, int [layers, N, regions ** 2, topk].
+    """
+    backbone = run.methods["model"].model.parts[0].module
+    variables = {name: tree["backbone"] for name, tree in run.variables("model").items()}
+    _, seen = backbone.apply(variables, images / np.float32(255), mutable=["intermediates"])
+    return np.asarray(seen["intermediates"]["stage_0"]["attention"]["routes"][0])

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from bigr_jax import config as configs
-from bigr_jax import files, pictures, registry
+from bigr_jax import files, pictures, progress, registry
 from bigr_jax.errors import UserError, one_of
 from bigr_jax.lab import arms, evidence, plots
 from bigr_jax.train import hosts
@@ -225,7 +225,8 @@ class Lab:
             with Image.open(self._place(name)) as image:
                 pictures.save_png(f"{place}-{name}.png", np.asarray(image))
         title = f"{slug}:{self.config.variant}"
-        picture = plots.overview(title, found["records"], found["claims"])
+        with progress.slow(f"drawing {place}.png"):
+            picture = plots.overview(title, found["records"], found["claims"])
         pictures.save_png(f"{place}.png", picture)
         files.write_json(f"{place}.json", found)
         return f"{place}.json"
@@ -291,7 +292,8 @@ class Lab:
     def _measured(self, mark: str, function: Callable[[], Mapping[str, float]]) -> Measured:
         before, self._figures = self._figures, {}
         begin = time.perf_counter()
-        values = {metric: float(value) for metric, value in function().items()}
+        with progress.slow("measuring what was trained"):
+            values = {metric: float(value) for metric, value in function().items()}
         seconds = round(time.perf_counter() - begin, 3)
         drawn = list(self._figures)
         self._figures = before

@@ -89,6 +89,27 @@ def page(found: Mapping[str, Found], cards: Mapping[str, Card], folder: str) -> 
     )
 
 
+def claim_row(claim: Found) -> str:
+    """Returns a claim as an item of a list in HTML: its mark, text, figures, and its interval."""
+    kind, mark, said = ("yes", "✓", "holds") if claim["holds"] else ("no", "✗", "does not hold")
+    return (
+        f'<li><span class="mark {kind}" title="{said}">{mark}</span><span>{escape(claim["text"])}'
+        f'<br><span class="soft">{escape(sentence(claim))}</span></span>{_interval(claim)}</li>'
+    )
+
+
+def arms_table(found: Found) -> str:
+    """Returns a table in HTML of the arms: mean ± standard deviation over seeds of every metric."""
+    metrics, _ = panels(found["records"], found["claims"])
+    arms = dict.fromkeys(record["arm"] for record in found["records"])
+    head = "".join(f"<th>{escape(metric)}</th>" for metric in metrics)
+    rows = [f"<tr><th>arm</th>{head}</tr>"]
+    for arm in arms:
+        row = "".join(f"<td>{cells(values.get(arm, []))}</td>" for values in metrics.values())
+        rows.append(f"<tr><td>{escape(arm)}</td>{row}</tr>")
+    return f'<div class="wide"><table>{"".join(rows)}</table></div>'
+
+
 def _name(slug: str, card: Card | None) -> str:
     return escape(card.title.partition(":")[0] if card else slug)
 
@@ -110,26 +131,18 @@ def _section(slug: str, found: Found, card: Card | None, folder: str) -> str:
         parts.append(f'<p class="soft">{escape(card.doc.partition(chr(10) * 2)[0])}</p>')
         parts.append(f"<p><b>The paper's claim.</b> {escape(card.claim)}</p>")
         parts.append(f"<p><b>What was done.</b> {escape(card.evidence)}</p>")
-    parts += ["<ol>", *map(_claim, found["claims"]), "</ol>"]
+    parts += ["<ol>", *map(claim_row, found["claims"]), "</ol>"]
     for name in (*(f"{slug}-{name}" for name in found.get("figures", ())), slug):
         parts.append(_picture(Path(folder) / f"{name}.png", name))
     seeds = ", ".join(map(str, found["seeds"]))
     versions = ", ".join(f"{name} {value}" for name, value in found["environment"].items())
     command = f"bigr prove --config={found['slug']}:{found['variant']}"
     parts += [
-        f"<details><summary>All figures</summary>{_table(found)}</details>",
+        f"<details><summary>All figures</summary>{arms_table(found)}</details>",
         f'<p class="soft"><code>{escape(command)}</code> {duration(found["seconds"])}, seeds '
         f"{seeds}; {escape(versions)}</p></section>",
     ]
     return "\n".join(parts)
-
-
-def _claim(claim: Found) -> str:
-    kind, mark, said = ("yes", "✓", "holds") if claim["holds"] else ("no", "✗", "does not hold")
-    return (
-        f'<li><span class="mark {kind}" title="{said}">{mark}</span><span>{escape(claim["text"])}'
-        f'<br><span class="soft">{escape(sentence(claim))}</span></span>{_interval(claim)}</li>'
-    )
 
 
 def _interval(claim: Found) -> str:
@@ -165,14 +178,3 @@ def _picture(path: Path, name: str) -> str:
         return ""
     data = base64.b64encode(path.read_bytes()).decode("ascii")
     return f'<img alt="{escape(name)}" loading="lazy" src="data:image/png;base64,{data}">'
-
-
-def _table(found: Found) -> str:
-    metrics, _ = panels(found["records"], found["claims"])
-    arms = dict.fromkeys(record["arm"] for record in found["records"])
-    head = "".join(f"<th>{escape(metric)}</th>" for metric in metrics)
-    rows = [f"<tr><th>arm</th>{head}</tr>"]
-    for arm in arms:
-        row = "".join(f"<td>{cells(values.get(arm, []))}</td>" for values in metrics.values())
-        rows.append(f"<tr><td>{escape(arm)}</td>{row}</tr>")
-    return f'<div class="wide"><table>{"".join(rows)}</table></div>'

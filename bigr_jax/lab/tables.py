@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from bigr_jax.lab.evidence import duration, number, panels, sentence
 from bigr_jax.registry import Card
 
 HEAD = ("method", "the paper's claim", "our figure", "holds", "command", "time")
+SHORT = ("method", "what it is", "its first claim here", "claims that hold", "proved in")
 NEEDED = {"slug", "claims", "records", "seconds"}
 BEGIN, END = "<!-- bigr report: begin -->", "<!-- bigr report: end -->"
 INTRODUCTION = f"""# Experiments
@@ -69,6 +71,16 @@ def overview(found: Mapping[str, Found], cards: Iterable[Card], results: str) ->
     return "\n".join("| " + " | ".join(map(_cell, row)) + " |" for row in rows)
 
 
+def summary(found: Mapping[str, Found], cards: Iterable[Card], results: str) -> str:
+    """Returns the short table of all experiments, for a page beside the folder of experiments.
+
+    results  path from the page to the folder of results
+    """
+    rows = [SHORT, ("---",) * len(SHORT)]
+    rows += [_short(card, found.get(card.slug), results) for card in cards]
+    return "\n".join("| " + " | ".join(map(_cell, row)) + " |" for row in rows)
+
+
 def inserted(path: str, table: str, results: str) -> str:
     """Returns the text of a file with the table between its two marks; that of a new file where
     there is none.
@@ -78,11 +90,19 @@ def inserted(path: str, table: str, results: str) -> str:
     text = INTRODUCTION.format(results=results)
     if os.path.exists(path):
         text = Path(path).read_text("utf-8")
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise UserError(f"{path} has no place for the table; add the lines {BEGIN} and {END}")
+        if not has_marks(path):
+            raise UserError(f"{path} has no place for the table; add the lines {BEGIN} and {END}")
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
     return f"{before}{BEGIN}\n{table}\n{END}{after}"
+
+
+def has_marks(path: str) -> bool:
+    """Whether there is such a file, with the two marks between which a table goes."""
+    if not os.path.exists(path):
+        return False
+    _, _, rest = Path(path).read_text("utf-8").partition(BEGIN)
+    return END in rest
 
 
 def cells(values: Sequence[float]) -> str:
@@ -131,6 +151,20 @@ def _row(card: Card, found: Found | None, results: str) -> tuple[str, ...]:
     holds = f"{count} of {len(claims)}"
     command = f"`{_command(found)}`"
     return method, card.claim, figure, holds, command, duration(found["seconds"])
+
+
+def _short(card: Card, found: Found | None, results: str) -> tuple[str, ...]:
+    name, _, what = card.title.partition(": ")
+    path = Path(card.path)
+    method = f"[{name or card.slug}]({path.parent.name}/{path.name})"
+    what = re.sub(r"arXiv (\d{4}\.\d+)", r"[\1](https://arxiv.org/abs/\1)", what.rstrip("."))
+    if found is None or not found["claims"]:
+        return method, what, "not proved yet", "", ""
+    first: Found = found["claims"][0]
+    said = f"{'yes' if first['holds'] else 'no'}: {first['text']}, {_figure(first)}"
+    count = sum(claim["holds"] for claim in found["claims"])
+    holds = f"[{count} of {len(found['claims'])}]({results}/README.md#{card.slug})"
+    return method, what, said, holds, duration(found["seconds"])
 
 
 def _figure(claim: Found) -> str:

@@ -16,6 +16,7 @@ from PIL import Image
 from bigr_jax import pictures
 from bigr_jax.cli.main import main
 from bigr_jax.cli.report import written
+from bigr_jax.lab import tables
 
 ROOT = Path(__file__).resolve().parents[2]
 Capture = pytest.CaptureFixture[str]
@@ -99,6 +100,30 @@ def test_both_tables_say_what_was_proved_and_what_was_not(
     assert (results / "README.md").read_text() == sections
 
 
+def test_a_readme_beside_them_gets_the_short_table(
+    folders: tuple[Path, Path], capsys: Capture
+) -> None:
+    results, experiments = folders
+    readme = results.parent / "README.md"
+    words = [f"--results={results}", f"--experiments={experiments}"]
+    # One without a place for it is left alone.
+    readme.write_text("Mine.\n")
+    assert main(["report", *words]) == 0
+    assert str(readme) not in capsys.readouterr().out.splitlines()
+    assert readme.read_text() == "Mine.\n"
+    readme.write_text(f"Mine.\n{tables.BEGIN}\nold\n{tables.END}\nAnd this.\n")
+    assert main(["report", *words]) == 0
+    assert str(readme) in capsys.readouterr().out.splitlines()
+    before, *table, after = readme.read_text().splitlines()
+    assert (before, after) == ("Mine.", "And this.")
+    what = "what it is (2024, [2410.14672](https://arxiv.org/abs/2410.14672))"
+    assert table[3:-1] == [
+        f"| [One](experiments/one.py) | {what} | not proved yet |  |  |",
+        f"| [Two](experiments/two.py) | {what} | yes: a beats b, score 0.9 against 0.8 | "
+        "[1 of 2](results/README.md#two) | 4 min |",
+    ]
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
@@ -122,10 +147,12 @@ def test_mistakes_are_one_line(
 
 def test_folders_that_are_not_there(tmp_path: Path, capsys: Capture) -> None:
     assert main(["report", f"--results={tmp_path}/none"]) == 2
-    assert capsys.readouterr().err == f"bigr: --results={tmp_path}/none is no folder\n"
+    said = f"bigr: --results={tmp_path}/none is no folder; legal: what `bigr prove` filled\n"
+    assert capsys.readouterr().err == said
     words = [f"--results={tmp_path}", f"--experiments={tmp_path}/none"]
     assert main(["report", *words]) == 2
-    assert capsys.readouterr().err == f"bigr: --experiments={tmp_path}/none is no folder\n"
+    said = f"bigr: --experiments={tmp_path}/none is no folder; legal: the folder of a checkout"
+    assert capsys.readouterr().err.startswith(said)
 
 
 @pytest.mark.skipif(not any(ROOT.glob("results/*.json")), reason="nothing is proved here yet")

@@ -180,3 +180,30 @@ def test_the_published_sizes_of_biformer_multiply_what_the_paper_says(load, caps
     assert load("biformer").main() == 0
     found = rows(capsys.readouterr().out)
     assert [row[0] for row in found] == [f"BiFormer-{name}" for name in ("T", "S", "B", "STL")]
+
+
+def test_code_bases_are_read_and_names_that_are_gone_are_counted(load, tmp_path, capsys):
+    code = tmp_path / "mine"
+    (code / "tests").mkdir(parents=True)
+    (code / "net.py").write_text(
+        "import jax\nimport jax.numpy as jnp\nfrom flax import linen, optim\nimport optax\n\n"
+        "# Comments do not count, nor do blank lines.\n"
+        "optax.mine = object()\n\n"
+        "def net(x: int, y):\n"
+        '    """Says what it is."""\n'
+        "    optax.mine.sgd(optim.SGD)\n"
+        "    return jax.tree_map(jnp.sin, jax.tree.map(jnp.float_power, x)), jnp.DeviceArray\n\n"
+        "def other():\n    return linen.Dense.of_a_class\n"
+    )
+    (code / "broken.py").write_text("print 'once'\n")
+    (code / "tests" / "helper.py").write_text("import jax\nassert jax.tree_map\n\n")
+    (code / "net_test.py").write_text("assert True\n")
+    assert load("zoos").main([str(code)]) == 0
+    # optim, tree_map twice, DeviceArray; what is hung on optax here is of here.
+    wanted = ["mine", "11", "11, 11", "2, 4", "50%", "50%", "0.27", "4"]
+    assert rows(capsys.readouterr().out) == [wanted]
+    assert load("zoos").main([str(code / "tests")]) == 0
+    empty = tmp_path / "none"
+    empty.mkdir()
+    assert load("zoos").main([str(empty)]) == 2
+    assert f"{empty}: no Python files" in capsys.readouterr().err

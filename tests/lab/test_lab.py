@@ -180,7 +180,8 @@ def test_mistakes_name_the_arm_and_the_seed(lab, stub):
         lab.train("c", {"train.first.ema": "0.5"}, stage="second")
     shape = (
         r"^arm 'd', seed 0: stage 'first' is taken from .*/base-seed0, but params/kernel is "
-        r"float32\[16, 10\] there and float32\[64, 10\] here; train all stages of this arm$"
+        r"float32\[16, 10\] there and float32\[64, 10\] here; give the settings of that run, or "
+        r"train every stage here$"
     )
     with pytest.raises(UserError, match=shape):
         lab.train("d", {"data.size": "8"}, stage="second")
