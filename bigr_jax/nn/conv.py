@@ -73,6 +73,10 @@ class DepthwiseConv(nn.Module):
         )
         zeros = named(nn.initializers.zeros, "conv_out")
         bias = self.param("bias", zeros, (channels,))
+        # A kernel that lies in parts is gathered: it is small, and otherwise the map is sent around
+        # to have its channels in parts too.
+        kernel = nn.with_logical_constraint(kernel, (None, None, None, "channels"))
+        bias = nn.with_logical_constraint(bias, ("channels",))
         y = depthwise_conv(x.astype(self.dtype), kernel.astype(self.dtype))
         return y + bias.astype(self.dtype)
 
