@@ -56,7 +56,11 @@ setup(
             "ruff",
             "mypy",
             "types-tqdm",
+            "nbmake>=1.5",
+            "jupytext",
+            "ipykernel",
             "setuptools>=77",
+            "bigr_jax[docs]",
             # The TPU compiler, by jax's own choice of version: no TPU is needed.
             "jax[tpu]>=0.10.2; sys_platform == 'linux' and platform_machine == 'x86_64'",
         ],
@@ -65,9 +69,9 @@ setup(
         "demo": ["gradio>=6.31,<7"],
         # Drives the demo's page in the chromium of the system.
         "browser": ["bigr_jax[demo]", "playwright>=1.65"],
-        "docs": ["mkdocs-material"],
+        "docs": ["mkdocs-material>=9.8"],
     },
-    entry_points={"console_scripts": ["bigr = bigr_jax.cli.main:main"]},
+    entry_points={"console_scripts": ["bigr = bigr_jax.__main__:run"]},
     classifiers=[
         "Development Status :: 3 - Alpha",
         "Intended Audience :: Science/Research",

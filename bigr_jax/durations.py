@@ -8,7 +8,7 @@ from fractions import Fraction
 
 from bigr_jax.errors import UserError
 
-LEGAL = "'3000 steps', '40 epochs', '1_000_000 examples', '10%', or a whole number of steps"
+LEGAL = "'3000 steps', '40 epochs', '1_000_000 examples', '10%'"
 FORM = re.compile(r"\s*(\d[\d_]*(?:\.\d+)?)\s*(steps?|epochs?|examples?|%)\s*")
 
 
@@ -27,7 +27,9 @@ def steps(
         return text
     match = FORM.fullmatch(text) if isinstance(text, str) else None
     if match is None:
-        raise UserError(f"{key}={text!r} is not a duration; legal: {LEGAL}")
+        bare = re.fullmatch(r"\s*(\d[\d_]*)\s*", str(text))
+        hint = f" (did you mean '{bare[1]} steps'?)" if bare else ""
+        raise UserError(f"{key}={text!r} is not a duration{hint}; legal: {LEGAL}")
     amount, unit = Fraction(match[1].replace("_", "")), match[2].rstrip("s")
     if unit == "%":
         if total is None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 from typing import Any
 
 
@@ -16,11 +18,28 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Writes `text` through a temporary file in the same folder."""
     name = os.fspath(path)
     os.makedirs(os.path.dirname(name) or ".", exist_ok=True)
-    with open(name + ".part", "w", encoding="utf-8") as file:
+    with whole(name) as part, open(part, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(name + ".part", name)
+
+
+@contextlib.contextmanager
+def whole(path: str | os.PathLike[str]) -> Iterator[str]:
+    """Yields the name of a file beside `path` to write to, which then takes its place; whatever
+    interrupts that, Ctrl-C too, leaves neither.
+    """
+    part = f"{os.fspath(path)}.part"
+    try:
+        yield part
+        os.replace(part, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            os.remove(part)
+        if isinstance(error, OSError) and error.filename is None:
+            # A full disk does not say of what file it is.
+            error.filename = os.fspath(path)
+        raise
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:

@@ -16,10 +16,10 @@ import numpy as np
 from jax.sharding import Mesh
 from PIL import Image
 
-from bigr_jax import inputs
+from bigr_jax import inputs, progress
 from bigr_jax.blend import seamless
 from bigr_jax.data.image import as_image
-from bigr_jax.errors import UserError
+from bigr_jax.errors import UserError, one_of
 from bigr_jax.generate import editing
 from bigr_jax.tasks.code_generator import CodeGenerator
 from bigr_jax.tasks.editing import PROGRAMS
@@ -27,25 +27,33 @@ from bigr_jax.train.loop import scope
 from bigr_jax.train.run import Run, opened
 
 REDUCED = 2
+# The programs that the tokenizer alone can run.
+CODING = ("encode", "decode")
 
 
-def load(workdir: str | os.PathLike[str], *, batch: int = 32) -> Model:
+def load(workdir: str | os.PathLike[str], *, batch: int = 32, stage: str | None = None) -> Model:
     """Returns the trained model of a work directory.
 
     batch  images that go through the network at once; longer lists are cut
+    stage  "tokenizer": what it takes to encode and decode, where no more has been trained; None:
+           the whole model
 
     Raises UserError where there is no such work directory, its experiment has no such model, or a
     stage is not finished.
     """
-    return from_run(opened(os.fspath(workdir)), batch=batch)
+    return from_run(opened(os.fspath(workdir)), batch=batch, stage=stage)
 
 
-def from_run(run: Run, *, batch: int = 32) -> Model:
+def from_run(run: Run, *, batch: int = 32, stage: str | None = None) -> Model:
     """Returns the trained model of a run; see `load`."""
+    if stage not in (None, "tokenizer"):
+        raise one_of("stage", stage, ("tokenizer",))
     for name, method in run.methods.items():
         if isinstance(method.model, CodeGenerator):
-            given, names = run.given(name), run.sources["train"].info.class_names
-            variables = {"generator": run.variables(name), "tokenizer": given["tokenizer"]}
+            names = run.sources["train"].info.class_names
+            variables = {"tokenizer": run.variables("tokenizer")}
+            if stage is None:
+                variables["generator"] = run.variables(name)
             return Model(method.model, variables, names, run.mesh, batch=batch)
     raise UserError(f"{run.config.slug} has no generator of images from codes, as bigr has")
 
@@ -62,7 +70,7 @@ class Model:
     A program is compiled for each setting and power of two of images up to `batch`.
 
     generator    the task, of which the networks, the diffusion and the sampling are used
-    variables    {"generator": tree, "tokenizer": tree}
+    variables    {"generator": tree, "tokenizer": tree}; the second suffices to encode and decode
     class_names  by number
     mesh         the devices
     """
@@ -314,11 +322,16 @@ class Model:
         numbers   int [n]: which of the seed's keys a row draws with
         settings  hashable; a program is compiled for each
         """
+        if name not in CODING and "generator" not in self._variables:
+            raise UserError(
+                f"{name}: this model was loaded with stage='tokenizer', which encodes and decodes; "
+                "load it without"
+            )
         count, lanes = len(numbers), self.mesh.shape["data"] * self.mesh.shape["fsdp"]
         size = min(1 << (count - 1).bit_length(), self.batch)
         size = -(-size // lanes) * lanes
         parts = []
-        with scope(self.mesh):
+        with scope(self.mesh), progress.slow(f"{name}: compiling, and drawing {count}"):
             program = self._program(name, tuple(settings))
             for start in range(0, count, size):
                 columns = [part[start : start + size] for part in (numbers, *rows)]

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from bigr_jax import files
+
 
 def grid(
     images: np.ndarray, columns: int, *, names: Sequence[str] = (), scale: int = 0, gap: int = 2
@@ -96,8 +98,8 @@ def save_png(path: str | os.PathLike[str], picture: np.ndarray) -> None:
     """Writes uint8 [H, W, 3] (or floats in [0, 1]) as PNG; the file appears whole or not at all."""
     name = os.fspath(path)
     os.makedirs(os.path.dirname(name) or ".", exist_ok=True)
-    Image.fromarray(to_uint8(picture)).save(name + ".part", format="PNG")
-    os.replace(name + ".part", name)
+    with files.whole(name) as part:
+        Image.fromarray(to_uint8(picture)).save(part, format="PNG")
 
 
 def _font(height: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib.util
 import inspect
 import os
@@ -10,7 +11,7 @@ import re
 import sys
 import types
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,7 +65,9 @@ def describe(ref: str) -> Card:
     Raises UserError when there is no such experiment.
     """
     path = locate("experiments", ref)
-    doc = inspect.cleandoc(ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "")
+    with _readable(path):
+        tree = ast.parse(path.read_text("utf-8"))
+    doc = inspect.cleandoc(ast.get_docstring(tree) or "")
     return Card(path.stem, str(path), doc, *(_field(doc, name) for name in FIELDS))
 
 
@@ -109,7 +112,8 @@ def locate(kind: str, ref: str) -> Path:
         path = Path(ref).expanduser()
         if not path.is_file():
             beside = (p.name for p in path.parent.glob("*.py")) if path.parent.is_dir() else ()
-            raise UserError(f"{ref} is not a file{nearest(path.name, beside)}")
+            hint = nearest(path.name, beside) or "; `bigr new NAME` writes one to start from"
+            raise UserError(f"{ref} is not a file{hint}")
         return path
     for folder in _folders(kind):
         path = folder / f"{ref}.py"
@@ -118,7 +122,10 @@ def locate(kind: str, ref: str) -> Path:
     known = _slugs(kind)
     listed = f"; known: {', '.join(known[:8])}{', ...' * (len(known) > 8)}" if known else ""
     hint = nearest(ref, known) or listed
-    raise UserError(f"{ref!r} is no {kind[:-1]}{hint}. A file of your own is given by its path")
+    raise UserError(
+        f"{ref!r} is no {kind[:-1]}{hint}. `bigr list` shows all; a file of your own "
+        f"is given by its path, ./{ref}.py"
+    )
 
 
 def run_file(path: str | Path) -> types.ModuleType:
@@ -131,8 +138,21 @@ def run_file(path: str | Path) -> types.ModuleType:
         raise UserError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    spec.loader.exec_module(module)
+    with _readable(path):
+        spec.loader.exec_module(module)
     return module
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turns an error of Python's grammar in a file into one line; others keep their traceback."""
+    try:
+        yield
+    except SyntaxError as error:
+        if error.filename not in (str(path), None, "<unknown>"):
+            raise
+        line = (error.text or "").strip()
+        raise UserError(f"{path}, line {error.lineno}: {error.msg}: {line}") from error
 
 
 def _folders(kind: str) -> list[Path]:

@@ -18,3 +18,14 @@ def test_a_value_that_is_no_json_leaves_the_old_file(tmp_path):
     with pytest.raises(TypeError):
         files.write_json(path, {"x": object()})
     assert files.read_json(path) == 1
+
+
+def test_what_is_interrupted_leaves_the_old_file_and_no_other(tmp_path):
+    path = tmp_path / "a.json"
+    files.write_json(path, 1)
+    with pytest.raises(KeyboardInterrupt), files.whole(path) as part:
+        (tmp_path / "a.json.part").write_text("half")
+        assert part == f"{path}.part"
+        raise KeyboardInterrupt
+    assert [found.name for found in tmp_path.iterdir()] == ["a.json"]
+    assert files.read_json(path) == 1

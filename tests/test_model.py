@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from types import SimpleNamespace
 
 import flax.linen as nn
@@ -295,3 +296,17 @@ def test_a_trained_run_is_loaded(smoke):
     np.testing.assert_array_equal(found[:, :, 4:], np.stack([image[:, 4:]] * 2))
     codes = model.encode(image)
     assert codes.shape == (1, 16, 8)
+
+
+def test_a_tokenizer_is_loaded_alone(smoke, tmp_path):
+    shutil.copytree(smoke, tmp_path, ignore=shutil.ignore_patterns("generator"), dirs_exist_ok=True)
+    with pytest.raises(UserError, match="stage 'generator' is at step 0"):
+        models.load(tmp_path)
+    with pytest.raises(UserError, match="stage='generator' is not known; legal: tokenizer"):
+        models.load(tmp_path, stage="generator")
+    model = models.load(tmp_path, stage="tokenizer")
+    codes = model.encode(IMAGES[:1])
+    np.testing.assert_array_equal(codes, models.load(smoke).encode(IMAGES[:1]))
+    assert model.decode(codes).shape == (1, 8, 8, 1)
+    with pytest.raises(UserError, match="sample: this model was loaded with stage='tokenizer'"):
+        model.sample([3])

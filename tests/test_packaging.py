@@ -57,7 +57,7 @@ def test_the_wheel_has_everything(run_python: Any, tmp_path: Path) -> None:
     assert "License-Expression: Apache-2.0" in meta
     assert "Requires-Python: >=3.11" in meta
     assert licence == (ROOT / "LICENSE").read_text("utf-8")
-    assert "bigr = bigr_jax.cli.main:main" in scripts
+    assert "bigr = bigr_jax.__main__:run" in scripts
 
 
 def test_the_licence_is_the_whole_apache_licence() -> None:

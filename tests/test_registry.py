@@ -108,7 +108,7 @@ def test_a_slug_like_none_lists_what_there_is(folder: Path) -> None:
 def test_a_missing_path_is_told_the_nearest_file_beside_it(folder: Path) -> None:
     with pytest.raises(UserError, match=r"hydro\.py is not a file \(did you mean 'hydra\.py'\?\)"):
         registry.load(str(folder / "hydro.py"))
-    with pytest.raises(UserError, match=r"nowhere/x\.py is not a file$"):
+    with pytest.raises(UserError, match=r"nowhere/x\.py is not a file; `bigr new NAME`"):
         registry.load("nowhere/x.py")
 
 

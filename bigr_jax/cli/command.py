@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import re
@@ -29,6 +30,17 @@ HOSTS_HELP = (
 )
 COORDINATOR_HELP = "for several hosts by hand: HOST:PORT of process 0, a port that is free there"
 OVERRIDE_HELP = "replaces one setting, as often as you like; `bigr show` lists them"
+# What ends a command by no mistake of the program's, and the mend.
+_ROOM = "make room there or give another place; the same command then goes on where it can"
+_OTHER = "give a place that can be read and written to"
+PLACES = {
+    errno.EPIPE: "",
+    errno.ENOSPC: _ROOM,
+    errno.EDQUOT: _ROOM,
+    errno.EROFS: _OTHER,
+    errno.EACCES: _OTHER,
+    errno.EPERM: _OTHER,
+}
 
 
 class Arguments(NamedTuple):
@@ -61,6 +73,7 @@ class Command(NamedTuple):
     """A command of `bigr`.
 
     usage     what may follow the name
+    examples  whole lines, the simplest first
     define    (flag values) -> None: declares the command's own flags
     run       (arguments) -> None; raises UserError for a mistake
     config    which of "--config" and "--config.KEY" it takes
@@ -71,7 +84,7 @@ class Command(NamedTuple):
     name: str
     summary: str
     usage: str
-    example: str
+    examples: tuple[str, ...]
     define: Callable[[flags.FlagValues], None]
     run: Callable[[Arguments], None]
     config: tuple[str, ...] = ()
@@ -88,8 +101,8 @@ def parse(command: Command, argv: Sequence[str]) -> Arguments:
 
     Raises UserError for a word that the command does not know.
     """
-    values = _flags(command)
-    spec, overrides, rest = _take_config(argv)
+    values = declared(command)
+    spec, overrides, rest = take_config(argv)
     for given, name in ((spec, "--config"), (overrides, "--config.KEY")):
         if given and name not in command.config:
             raise UserError(f"bigr {command.name} takes no {name}")
@@ -100,11 +113,13 @@ def parse(command: Command, argv: Sequence[str]) -> Arguments:
         hint = nearest(f"--{error.flagname}", known) or f"; see bigr {command.name} --help"
         raise UserError(f"--{error.flagname} is no flag of bigr {command.name}{hint}") from None
     except flags.Error as error:
-        raise UserError(str(error)) from None
+        raise _flag_error(command, values, str(error)) from None
     if len(positional) > command.words:
         extra = positional[command.words]
         usage = f"bigr {command.name} {command.usage}".rstrip()
-        raise UserError(f"{extra!r} is one word too many; usage: {usage}")
+        meant = "--config" in command.config and not spec
+        hint = f" (did you mean '--config={extra}'?)" if meant else ""
+        raise UserError(f"{extra!r} is one word too many{hint}; usage: {usage}")
     return Arguments(values, positional, spec, overrides)
 
 
@@ -127,6 +142,10 @@ def say(error: BaseException) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     text, status = str(error), 2
+    if isinstance(error, OSError) and error.errno in PLACES:
+        where = f"{error.filename}: " if error.filename else ""
+        text = f"{where}{error.strerror}; {PLACES[error.errno]}"
+        error = UserError(text).with_traceback(error.__traceback__)
     if isinstance(error, KeyboardInterrupt):
         text = text or "interrupted"
         status = 128 + getattr(error, "signum", signal.SIGINT)
@@ -141,14 +160,14 @@ def say(error: BaseException) -> int:
 
 def help_text(command: Command) -> str:
     """Returns what `bigr COMMAND --help` prints."""
-    values = _flags(command)
+    values = declared(command)
     rows = [("--config=NAME:VARIANT", CONFIG_HELP)] if "--config" in command.config else []
     if "--config.KEY" in command.config:
         rows.append(("--config.KEY=VALUE", OVERRIDE_HELP))
     rows += [(f"--{name}", values[name].help or "") for name in sorted(values)]
     lines = [f"usage: bigr {command.name} {command.usage}".rstrip(), "", command.summary, ""]
     lines += [_row(name, text) for name, text in rows]
-    lines += [""] * bool(rows) + [f"example: {command.example}"]
+    lines += [""] * bool(rows) + ["examples:", *(f"  {line}" for line in command.examples)]
     return "\n".join(lines)
 
 
@@ -168,7 +187,26 @@ def cache_directory() -> str:
     return os.environ.get("JAX_COMPILATION_CACHE_DIR") or default
 
 
-def _flags(command: Command) -> flags.FlagValues:
+def _flag_error(command: Command, values: flags.FlagValues, text: str) -> UserError:
+    """What absl says of a flag's value, in words that need no knowledge of Python."""
+    if match := re.match(r"Missing value for flag (--\S+)", text):
+        name = match[1]
+        return UserError(f"{name} lacks its value: {name}=...; see bigr {command.name} --help")
+    match = re.match(r"flag (--(\w+))=(.*?): (.*)", text, re.DOTALL)
+    if match is None:
+        return UserError(text)
+    flag, name, given, why = match.groups()
+    legal = {"int": "a whole number", "float": "a number", "bool": "true or false"}
+    kind = legal.get(values[name].flag_type() if name in values else "", "")
+    if kind and not re.fullmatch(r"-?[\d.]+", given):
+        why = f"legal: {kind}"
+    # Of a bound absl says "0 is not a positive integer".
+    why = re.sub(r"^\S+ is not (?:an? )?", "legal: ", why)
+    return UserError(f"{flag}={given}: {why}")
+
+
+def declared(command: Command) -> flags.FlagValues:
+    """Returns the flags of a command, unset."""
     values = flags.FlagValues()
     command.define(values)
     if command.hosts:
@@ -230,7 +268,7 @@ def _row(name: str, text: str) -> str:
     )
 
 
-def _take_config(argv: Sequence[str]) -> tuple[str, dict[str, str], list[str]]:
+def take_config(argv: Sequence[str]) -> tuple[str, dict[str, str], list[str]]:
     """Splits off --config and --config.KEY; both `=` and a blank may stand before the value.
 
     A key without a value is a bool: --config.KEY is true, --noconfig.KEY is false.

@@ -63,7 +63,11 @@ COMMAND = Command(
         "drawn from, edited with and trained on like any other; --export writes them back."
     ),
     usage=("STAGE=FILE ... --workdir=DIR [--config=NAME:VARIANT] [--dry_run | --export]"),
-    example=("bigr convert tokenizer=bae.npz generator=L.npz --config=bigr:paper --workdir=runs/L"),
+    examples=(
+        "bigr convert generator=L.npz --config=bigr:paper --workdir=runs/L --dry_run",
+        "bigr convert tokenizer=bae.npz generator=L.npz --config=bigr:paper --workdir=runs/L",
+        "bigr convert generator=mine.safetensors --workdir=runs/bigr-small --export",
+    ),
     define=define,
     run=run,
     config=("--config", "--config.KEY"),

@@ -24,7 +24,10 @@ COMMAND = Command(
     name="data",
     summary="Lists the data sets that can be fetched and whether they are here, or fetches one.",
     usage="list | fetch NAME",
-    example="bigr data fetch fashion_mnist",
+    examples=(
+        "bigr data list",
+        "bigr data fetch fashion_mnist",
+    ),
     define=no_flags,
     run=run,
     words=2,

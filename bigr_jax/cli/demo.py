@@ -42,7 +42,10 @@ COMMAND = Command(
         "and blends classes. It is served to this machine alone, and nothing leaves it."
     ),
     usage="--workdir=DIR [--port=7860] [--open]",
-    example="bigr demo --workdir=runs/quickstart --open",
+    examples=(
+        "bigr demo --workdir=runs/quickstart --open",
+        "bigr demo --workdir=runs/quickstart --port=8080",
+    ),
     define=define,
     run=run,
 )

@@ -99,7 +99,10 @@ def box(text: str, height: int, width: int) -> np.ndarray:
         raise UserError(f"--box={text} is not {BOX}, e.g. 0,0,{height},{max(1, width // 2)}")
     top, left, high, wide = map(int, words)
     if min(high, wide) < 1 or top + high > height or left + wide > width:
-        raise UserError(f"--box={text} is empty or not within the image of {height} x {width}")
+        raise UserError(
+            f"--box={text} is empty or not within the image of {height} x {width}; legal: {BOX}, "
+            f"e.g. 0,0,{height},{max(1, width // 2)}"
+        )
     mask = np.zeros((height, width), bool)
     mask[top : top + high, left : left + wide] = True
     return mask
@@ -148,7 +151,10 @@ def _read(given: Any, name: str) -> Image.Image | None:
             image.load()
             return ImageOps.exif_transpose(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        why = getattr(error, "strerror", None) or "it is no image that can be read"
+        why = (
+            getattr(error, "strerror", None)
+            or "it is no image that can be read; legal: PNG, JPEG, WebP"
+        )
         raise UserError(f"--{name}={path}: {why}") from None
 
 
@@ -224,7 +230,11 @@ COMMAND = Command(
         "edit it into a class, enrich what is coarse, or interpolate between two classes."
     ),
     usage="ACTION --workdir=DIR --image=IN.png [--mask=MASK.png | --box=0,0,16,32] ...",
-    example="bigr edit inpaint --workdir=runs/quickstart --image=test:17 --box=0,0,16,32",
+    examples=(
+        "bigr edit inpaint --workdir=runs/quickstart --image=test:17 --box=0,0,16,32",
+        "bigr edit edit --workdir=runs/quickstart --image=shoe.png --mask=sole.png --label=3",
+        "bigr edit interpolate --workdir=runs/quickstart --label=3,5 --steps=8 --out=between.png",
+    ),
     define=define,
     run=run,
     config=("--config.KEY",),

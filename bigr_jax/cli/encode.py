@@ -49,7 +49,10 @@ COMMAND = Command(
     name="encode",
     summary="Encodes a run's images by its tokenizer; run again, it goes on where it stopped.",
     usage="--workdir=DIR [--out=FOLDER] [--split=train,test] [--draws=1] [--flip] [--seed=0]",
-    example="bigr encode --workdir=runs/tok --out=codes",
+    examples=(
+        "bigr encode --workdir=runs/tok --out=codes",
+        "bigr encode --workdir=runs/tok --draws=4 --flip --config.data.source=folder:photos",
+    ),
     define=define,
     run=run,
     config=("--config.KEY",),

@@ -149,7 +149,11 @@ COMMAND = Command(
     summary="Measures the finished stages of a run on the test split and writes results.json.\n"
     "With --inception by the metrics that papers compare, with --probe by linear probes.",
     usage="--workdir=DIR [--stage=STAGE] [--inception=FILE [--reference=NPZ]] [--probe]",
-    example="bigr eval --workdir=runs/bigr-small",
+    examples=(
+        "bigr eval --workdir=runs/bigr-small --stage=tokenizer",
+        "bigr eval --workdir=runs/L --inception=inception.npz --reference=imagenet256.npz",
+        "bigr eval --workdir=runs/bigr-small --probe --probe_rate=1",
+    ),
     define=define,
     run=run,
     config=("--config.KEY",),

@@ -38,7 +38,7 @@ COMMAND = Command(
     name="list",
     summary="Lists the experiments: name, title, claim, and the command that shows it.",
     usage="",
-    example="bigr list",
+    examples=("bigr list",),
     define=no_flags,
     run=run,
 )

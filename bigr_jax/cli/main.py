@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 import bigr_jax
+from bigr_jax import interrupts
 from bigr_jax.cli import command
 from bigr_jax.errors import UserError, nearest
 
@@ -28,6 +29,7 @@ COMMANDS = {
     "new": "write a new experiment, its config and its test, to start from",
     "data": "the data sets that can be fetched, and fetching one",
     "doctor": "versions, devices, data sets, and what is wrong with them",
+    "completion": "the script by which bash, zsh or fish complete all this",
 }
 
 
@@ -40,14 +42,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _run(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
-    except (UserError, KeyboardInterrupt, BrokenPipeError) as error:
+    except (UserError, KeyboardInterrupt, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in command.PLACES:
+            raise
         return command.say(error)
+    except Exception:
+        if not interrupts.raised():
+            raise
+        return command.say(KeyboardInterrupt())
     return 0
 
 
 def usage() -> str:
     """Returns what `bigr --help` prints."""
-    rows = "\n".join(f"  {name:<8}{summary}" for name, summary in COMMANDS.items())
+    rows = "\n".join(f"  {name:<12}{summary}" for name, summary in COMMANDS.items())
     return (
         "usage: bigr COMMAND ...\n\n"
         f"{bigr_jax.__doc__}\n\n"

@@ -108,7 +108,10 @@ COMMAND = Command(
     name="new",
     summary="Writes a small working experiment with its config and its test, to start from.",
     usage="NAME [--into=DIR]",
-    example="bigr new my_method",
+    examples=(
+        "bigr new my_method",
+        "bigr new my_method --into=papers",
+    ),
     define=define,
     run=run,
     words=1,

@@ -55,7 +55,11 @@ COMMAND = Command(
     name="plan",
     summary="Prints the memory, FLOPs and traffic of training on a machine that need not be there.",
     usage="--config=NAME:VARIANT [--topology=v5e:16x16] [--mesh=data=32,fsdp=8]",
-    example="bigr plan --config=bigr:paper --topology=v5e:16x16 --mesh=data=-1,fsdp=8",
+    examples=(
+        "bigr plan --config=bigr:small",
+        "bigr plan --config=bigr:small --mesh=data=2,fsdp=4",
+        "bigr plan --config=bigr:paper --topology=v5e:16x16 --mesh=data=-1,fsdp=8 --search",
+    ),
     define=define,
     run=run,
     config=("--config", "--config.KEY"),

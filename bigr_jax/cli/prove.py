@@ -61,7 +61,10 @@ COMMAND = Command(
     name="prove",
     summary="Runs an experiment's study and states what it shows; run again, it goes on.",
     usage="--config=NAME:VARIANT [--config.KEY=VALUE ...] [--workdir=DIR] [--results=DIR]",
-    example="bigr prove --config=bigr:small",
+    examples=(
+        "bigr prove --config=bigr:smoke",
+        "bigr prove --config=bigr:small --config.study.seeds=1 --results=runs/once",
+    ),
     define=define,
     run=run,
     config=("--config", "--config.KEY"),

@@ -58,7 +58,11 @@ COMMAND = Command(
     name="sample",
     summary="Draws pictures from a trained experiment as one PNG, a row per class.",
     usage="--workdir=DIR [--classes=3,5] [--per_class=8] [--seed=0] [--config.KEY=VALUE ...]",
-    example="bigr sample --workdir=runs/bigr-small --classes=3,5 --config.sample.cfg_scale=2.5",
+    examples=(
+        "bigr sample --workdir=runs/bigr-small",
+        "bigr sample --workdir=runs/bigr-small --classes=3,5 --per_class=4 --seed=1",
+        "bigr sample --workdir=runs/bigr-small --config.sample.cfg_scale=2.5",
+    ),
     define=define,
     run=run,
     config=("--config.KEY",),

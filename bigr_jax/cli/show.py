@@ -27,7 +27,10 @@ COMMAND = Command(
     name="show",
     summary="Prints the settings of an experiment, as they are after overrides.",
     usage="NAME:VARIANT [--config.KEY=VALUE ...]",
-    example="bigr show bigr:small --config.model.depth=4",
+    examples=(
+        "bigr show bigr:small",
+        "bigr show bigr:small --config.model.depth=4",
+    ),
     define=no_flags,
     run=run,
     config=("--config", "--config.KEY"),

@@ -55,7 +55,10 @@ COMMAND = Command(
     name="sweep",
     summary="Trains every combination of settings and compares them; run again, it goes on.",
     usage='--config=NAME:VARIANT [--stage=STAGE] [--workdir=DIR] "KEY=VALUE,VALUE" ...',
-    example='bigr sweep --config=bigr:small "model.depth=2,4" "seed=0,1,2"',
+    examples=(
+        'bigr sweep --config=bigr:small "model.depth=2,4" "seed=0,1,2"',
+        'bigr sweep --config=bigr:small --stage=generator "train.generator.optimizer.lr=1e-3,3e-4"',
+    ),
     define=define,
     run=run,
     config=("--config", "--config.KEY"),

@@ -45,7 +45,11 @@ COMMAND = Command(
     name="train",
     summary="Trains the stages of an experiment; run again, it goes on where it stopped.",
     usage="--config=NAME:VARIANT [--workdir=DIR] [--stage=STAGE [--base=DIR]]",
-    example="bigr train --config=bigr:small --config.model.depth=4 --workdir=runs/deep",
+    examples=(
+        "bigr train --config=bigr:small",
+        "bigr train --config=bigr:small --config.model.depth=4 --workdir=runs/deep",
+        "bigr train --config=bigr:small --stage=generator --base=runs/deep --workdir=runs/other",
+    ),
     define=define,
     run=run,
     config=("--config", "--config.KEY"),

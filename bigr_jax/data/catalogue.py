@@ -10,6 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from bigr_jax import progress
 from bigr_jax.data.cards import CARDS, DEBIAN_FOLDER, Card, data_root, locate, require
 from bigr_jax.errors import UserError, one_of
 
@@ -46,7 +47,9 @@ def fetch(name: str) -> Path:
 
 
 def _run(command: list[str], card: Card, cwd: Path | None = None) -> None:
-    if subprocess.run(command, cwd=cwd, check=False).returncode:
+    with progress.slow(f"fetching {card.name}, {card.download_bytes / 1e6:.0f} MB"):
+        done = subprocess.run(command, cwd=cwd, check=False)
+    if done.returncode:
         raise UserError(f"{' '.join(command)} failed; get {card.name} with: {card.install}")
 
 

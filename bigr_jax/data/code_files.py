@@ -134,18 +134,17 @@ def write_shard(path: Path, batches: Iterable[tuple[np.ndarray, np.ndarray]], co
 
     batches  packed codes uint8 [n, copies, ceil(N K / 8)] and labels int [n], in order
     """
-    part = path.with_name(path.name + ".part")
-    writer = array_record_module().ArrayRecordWriter(str(part), "group_size:1,uncompressed")
-    for packed, labels in batches:
-        heads = np.zeros(packed.shape[:2], _HEAD)
-        heads["magic"], heads["version"], heads["label"] = _MAGIC, _VERSION, labels[:, None]
-        heads["tokens"], heads["bits"] = codes.tokens, codes.bits
-        heads["classes"], heads["copy"] = codes.info.num_classes, np.arange(packed.shape[1])
-        rows = np.concatenate([heads[..., None].view(np.uint8), packed], axis=-1)
-        for row in rows.reshape(-1, rows.shape[-1]):
-            writer.write(row.tobytes())
-    writer.close()
-    part.replace(path)
+    with files.whole(path) as part:
+        writer = array_record_module().ArrayRecordWriter(part, "group_size:1,uncompressed")
+        for packed, labels in batches:
+            heads = np.zeros(packed.shape[:2], _HEAD)
+            heads["magic"], heads["version"], heads["label"] = _MAGIC, _VERSION, labels[:, None]
+            heads["tokens"], heads["bits"] = codes.tokens, codes.bits
+            heads["classes"], heads["copy"] = codes.info.num_classes, np.arange(packed.shape[1])
+            rows = np.concatenate([heads[..., None].view(np.uint8), packed], axis=-1)
+            for row in rows.reshape(-1, rows.shape[-1]):
+                writer.write(row.tobytes())
+        writer.close()
 
 
 def parse(records: list[bytes], codes: Codes, where: str) -> tuple[np.ndarray, np.ndarray]:

@@ -146,7 +146,7 @@ class LazySource:
         self._name = name or (lambda index: f"record {index} of {info.origin}")
         self._state = np.full(len(records), _UNSEEN, np.uint8)
         self._lock = threading.Lock()
-        self._last = ""
+        self._first = (len(self), "")  # The first that is corrupt, and what is said of it.
 
     def __len__(self) -> int:
         return len(self._records)
@@ -193,7 +193,8 @@ class LazySource:
             self._state[index] = _GOOD
             return found
         raise UserError(
-            f"none of the {len(self)} examples of {self.info.origin} can be read; {self._last}"
+            f"none of the {len(self)} examples of {self.info.origin} can be read; {self._first[1]}; "
+            "put whole ones in their place"
         )
 
     def _pass_over(self, index: int, error: Exception) -> None:
@@ -203,8 +204,8 @@ class LazySource:
             self._state[index] = _CORRUPT
             self.corrupt += 1
             corrupt, tried = self.corrupt, int(np.count_nonzero(self._state))
-            self._last = f"{self._name(index)} cannot be read ({error or type(error).__name__})"
-            said = self._last
+            said = f"{self._name(index)} cannot be read ({error or type(error).__name__})"
+            self._first = min(self._first, (index, said))
         logging.warning("%s; the next one stands in for it, %d so far", said, corrupt)
         if corrupt > max(_CORRUPT_COUNT, _CORRUPT_SHARE * tried):
             raise UserError(

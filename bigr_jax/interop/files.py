@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +13,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
-from bigr_jax.errors import UserError, one_of
+from bigr_jax.errors import UserError, nearest, one_of
+from bigr_jax.files import whole
 
 State = dict[str, np.ndarray]
 _Reader = Callable[[Path], State]
@@ -66,13 +66,12 @@ def write(path: str | Path, state: Mapping[str, np.ndarray]) -> None:
         raise ValueError(f"arrays of Python objects cannot be written: {objects}")
     arrays: dict[str, Any] = {name: np.asarray(value, order="C") for name, value in state.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    if path.suffix == ".npz":
-        with part.open("wb") as stream:
-            np.savez(stream, **arrays)
-    else:
-        save_file(arrays, part)
-    os.replace(part, path)
+    with whole(path) as part:
+        if path.suffix == ".npz":
+            with open(part, "wb") as stream:
+                np.savez(stream, **arrays)
+        else:
+            save_file(arrays, part)
 
 
 def _check_suffix(path: Path) -> None:
@@ -90,11 +89,16 @@ def _opened(path: str | Path, npz: _Reader, safetensors: _Reader) -> State:
     path = Path(path)
     _check_suffix(path)
     if not path.is_file():
-        raise UserError(f"weights file {str(path)!r} does not exist")
+        beside = (near.name for suffix in SUFFIXES for near in path.parent.glob(f"*{suffix}"))
+        hint = nearest(path.name, beside) or "; give the path of a file that is here"
+        raise UserError(f"weights file {str(path)!r} does not exist{hint}")
     try:
         return dict((npz if path.suffix == ".npz" else safetensors)(path))
     except _BROKEN as error:
-        raise UserError(f"weights file {str(path)!r} cannot be read: {error}") from error
+        raise UserError(
+            f"weights file {str(path)!r} cannot be read: {error}; is it whole? "
+            "Its size tells, or fetch it again"
+        ) from error
 
 
 def _heads_npz(path: Path) -> State:

@@ -29,11 +29,16 @@ def parts(name: str, method: Method) -> Sequence[Part]:
 
 
 def check(found: Sequence[Part], path: str | Path) -> None:
-    """Raises UserError where a file is not of these networks, naming every tensor that does not
-    fit; no values are read.
+    """Raises UserError where a file is not of these networks, naming tensors that do not fit; no
+    values are read.
     """
     for part in _held(found, path):
-        torch.check(part.module, files.stand_ins(path, torch.part(part.module)))
+        try:
+            torch.check(part.module, files.stand_ins(path, torch.part(part.module)))
+        except UserError as error:
+            raise UserError(
+                f"{path}: {error}. A --config of the size that they are of takes them"
+            ) from None
 
 
 def read(

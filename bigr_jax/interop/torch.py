@@ -84,6 +84,8 @@ def _any_image(model: Any) -> tuple[Any, ...]:
     return (jnp.zeros((1, 32, 32, 3)),)
 
 
+# How many names a message lists of each kind.
+_NAMED = 8
 _FAMILIES: Mapping[str, _Family] = {
     "BinaryAutoencoder": _Family(names_binary_autoencoder, _image, "ae"),
     "PatchDiscriminator": _Family(names_patch_discriminator, _patch, "disc"),
@@ -286,7 +288,7 @@ def _check_paths(label: str, names: _Names, flat: Mapping[Path, np.ndarray]) -> 
 def _raise(head: str, *problems: Iterable[str]) -> None:
     kinds = ("missing", "unknown", "of another shape", "contradictory")
     parts = [
-        f"{len(found)} {kind}: {', '.join(found)}"
+        f"{len(found)} {kind}: {', '.join(found[:_NAMED])}" + ", ..." * (len(found) > _NAMED)
         for kind, found in zip(kinds, map(list, problems), strict=False)
         if found
     ]

@@ -55,8 +55,8 @@ def autoencoder(net: BinaryAutoencoder, loss: Any, train: Any, data: Any) -> Aut
     path = loss.perceptual_weights
     weights = read(path, "perceptual") if path else None
     size = {"batch_size": train.batch_size, "examples": data.examples}
-    total = durations.steps(train.duration, key="duration of the autoencoder", **size)
-    start = durations.steps(loss.disc_start, key="disc_start", total=total, **size)
+    total = durations.steps(train.duration, key="train.tokenizer.duration", **size)
+    start = durations.steps(loss.disc_start, key="tokenizer_loss.disc_start", total=total, **size)
     disc = PatchDiscriminator(loss.disc_filters, loss.disc_layers, data.channels)
     adversary = Adversary(disc, loss.disc_weight, start)
     return AutoencoderTask(

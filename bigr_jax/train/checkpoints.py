@@ -237,8 +237,10 @@ class Checkpoints:
         if chosen < 0:
             which = "" if step is None else f" of step {step}"
             steps = ", ".join(map(str, self.all_steps())) or "none"
+            mend = f". Delete the damaged ones of {self._directory}, and train again: it goes on"
             raise UserError(
                 f"{self._directory} has no good checkpoint{which}; finished steps: {steps}"
+                f"{mend if candidates else ''}"
             )
         if step is None:
             self._damaged |= {s for s in candidates if s > chosen}

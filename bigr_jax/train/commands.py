@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from bigr_jax import pictures
+from bigr_jax import pictures, progress
 from bigr_jax.api import Array, Method
 from bigr_jax.data.captioned import FEATURES, WORDS, text_features
 from bigr_jax.errors import UserError
@@ -30,8 +30,9 @@ def train(
     stage: str | None = None,
     profile: str | None = None,
     base: str | None = None,
-) -> None:
-    """Trains every stage of an experiment in order, or one of them, and measures each.
+) -> dict[str, Any]:
+    """Trains every stage of an experiment in order, or one of them, measures each, and returns what
+    results.json holds.
 
     Going on in a work directory continues where it stood.
 
@@ -39,7 +40,10 @@ def train(
     base     another work directory, where the stages that `stage` builds on are found
     """
     if base and not stage:
-        raise UserError(f"--base={base} wants the --stage that is trained on those found there")
+        raise UserError(
+            f"--base={base} goes with --stage=STAGE, which is missing: the stage that is trained "
+            "on those found there"
+        )
     below = opened(base, mesh_of(config)) if base else None
     run = Run(config, workdir, _window(profile), base=below, stage=stage)
     names = run.stage_names(stage)
@@ -48,6 +52,7 @@ def train(
         for name in names:
             run.train(name)
     print(f"done: look into {workdir} ({', '.join(_shown(workdir))})")
+    return run.results()
 
 
 def evaluate(workdir: str, stage: str | None = None) -> dict[str, Any]:
@@ -82,7 +87,10 @@ def sample(
     draw, names = _drawing(run, run.methods[name], labels, captions)
     rows = list(range(len(names))) if captions or labels is None else list(labels)
     given, variables = run.given(name), run.variables(name)
-    with scope(run.mesh):
+    with (
+        scope(run.mesh),
+        progress.slow(f"compiling the sampler of {name}, and drawing {len(rows) * per_class}"),
+    ):
         images = sample_in_batches(
             draw,
             variables,
@@ -117,7 +125,7 @@ def _drawing(
     count = run.config.data.num_classes
     for label in labels or ():
         if not 0 <= label < count:
-            raise UserError(f"--classes={label}: classes are 0 to {count - 1}")
+            raise UserError(f"--classes={label}: classes are 0 to {count - 1}, e.g. --classes=0,1")
     return method.sample, run.sources["train"].info.class_names
 
 

@@ -31,7 +31,7 @@ def take(config: ConfigDict | None, workdir: str, given: Mapping[str, str]) -> b
     whether images can be drawn with one of them.
 
     config  None: that of the work directory
-    Raises UserError where a file is not of its stage, naming every tensor that does not fit, and
+    Raises UserError where a file is not of its stage, naming tensors that do not fit, and
     where a stage has been trained there.
     """
     run = _run(config, workdir)
@@ -56,6 +56,7 @@ def give(workdir: str, wanted: Mapping[str, str]) -> None:
     """
     run = opened(workdir)
     for name, path in wanted.items():
+        print(f"{name}: writing {path}", file=sys.stderr)
         parts = _parts(run, name)
         variables = jax.tree.map(np.asarray, run.variables(name))
         unused = files.read(_unused(run, name)) if os.path.exists(_unused(run, name)) else {}

@@ -6,6 +6,7 @@ goes on where one was stopped. A drawn bit depends on the seed, the example and 
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from bigr_jax import config as configs
+from bigr_jax import progress
 from bigr_jax.api import Array
 from bigr_jax.data import Source, code_files, open_source
 from bigr_jax.data.code_files import NAME, Codes, Split
@@ -160,16 +162,18 @@ def _write_split(encoder: _Encoder, source: Source, folder: Path, name: str, cod
     split, begun, done = codes.splits[name], time.perf_counter(), 0
     # Disabled where stderr is no terminal; a line for every file tells how it goes there.
     bar = tqdm(total=len(source), desc=f"encoding {name}", unit=" images", disable=None)
-    for shard in range(jax.process_index(), split.shards, jax.process_count()):
-        path, rows = code_files.shard_path(folder, name, split, shard), split.rows(shard)
-        if path.exists():
-            bar.update(len(rows))
-            continue
-        code_files.write_shard(path, _coded(encoder, source, rows, bar), codes)
-        done += len(rows)
-        if bar.disable:
-            rate = done / (time.perf_counter() - begun)
-            _say(f"{name}: file {shard + 1} of {split.shards}, {rate:,.0f} images/s")
+    what = f"{name}: compiling, and encoding {len(source)} images"
+    with progress.slow(what) if bar.disable else contextlib.nullcontext():
+        for shard in range(jax.process_index(), split.shards, jax.process_count()):
+            path, rows = code_files.shard_path(folder, name, split, shard), split.rows(shard)
+            if path.exists():
+                bar.update(len(rows))
+                continue
+            code_files.write_shard(path, _coded(encoder, source, rows, bar), codes)
+            done += len(rows)
+            if bar.disable:
+                rate = done / (time.perf_counter() - begun)
+                _say(f"{name}: file {shard + 1} of {split.shards}, {rate:,.0f} images/s")
     bar.close()
     lost = getattr(source, "corrupt", 0)
     replaced = f", {lost} unreadable and replaced" if lost else ""

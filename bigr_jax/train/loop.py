@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from bigr_jax import interrupts, progress
 from bigr_jax.api import Array, Given, Method, Sum, TrainState
 from bigr_jax.data import Source, eval_batches, train_batches
 from bigr_jax.errors import UserError
@@ -150,7 +151,7 @@ class _Fitting:
         # seconds of earlier runs, less when this one began
         self._stop, self._spent = stop, spent
         self._root = sharding.root_key(plan.seed, mesh)
-        self._evaluate = Evaluator(plan, mesh, given)
+        self._evaluate = Evaluator(plan, mesh, given, shown=False)
         self._log = _Log(plan, metrics, status, sources["train"], self)
         self._finite = jax.jit(all_finite, out_shardings=sharding.replicated(mesh))
         self.program: Program | None = None
@@ -317,10 +318,12 @@ class Evaluator:
 
     Called with (variables, source) it returns {name: value}: sums over all batches and hosts,
     divided once.
+
+    shown  whether it says how far it is, where it takes long
     """
 
-    def __init__(self, plan: Plan, mesh: Mesh, given: Given) -> None:
-        self._plan, self._mesh, self._given = plan, mesh, given
+    def __init__(self, plan: Plan, mesh: Mesh, given: Given, shown: bool = True) -> None:
+        self._plan, self._mesh, self._given, self._shown = plan, mesh, given, shown
         self._run = jax.jit(plan.method.evaluate, out_shardings=sharding.replicated(mesh))
 
     def __call__(self, variables: Any, source: Source) -> dict[str, float]:
@@ -332,7 +335,10 @@ class Evaluator:
         )
         placed = device_batches(batches, self._mesh)
         with scope(self._mesh), contextlib.closing(placed):
-            for index, batch in enumerate(placed):
+            total = -(-len(source) // self._plan.eval_batch_size)
+            what = f"{self._plan.name}: measuring on {len(source)} examples"
+            shown = progress.steps(placed, total, what) if self._shown else placed
+            for index, batch in enumerate(shown):
                 found = self._run(variables, jax.random.fold_in(key, index), batch, self._given)
                 for name, pair in jax.device_get(dict(found)).items():
                     sums[name] = sums.get(name, 0.0) + np.array(pair, np.float64)
@@ -374,6 +380,7 @@ def stopping() -> Iterator[list[int]]:
     asked: list[int] = []
 
     def ask(signum: int, frame: Any) -> None:
+        interrupts.heard()
         if asked:
             raise KeyboardInterrupt
         asked.append(signum)

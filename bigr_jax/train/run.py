@@ -12,7 +12,7 @@ import jax
 from ml_collections import ConfigDict
 
 from bigr_jax import config as configs
-from bigr_jax import durations, files, pictures, registry
+from bigr_jax import durations, files, pictures, progress, registry
 from bigr_jax.api import Given, Method, Report, TrainState
 from bigr_jax.data import Source, open_source
 from bigr_jax.data.described import describe
@@ -222,7 +222,7 @@ class Run:
         make = self.methods[name].report
         if make is None:
             raise UserError(f"stage {name!r} of {self.config.slug} has no report")
-        with scope(self.mesh):
+        with scope(self.mesh), progress.slow(f"{name}: drawing and measuring for its report"):
             key = sharding.root_key(seed, self.mesh)
             return make(self.variables(name), key, self.sources, self.given(name))
 
@@ -272,6 +272,7 @@ class Run:
             weights.save(0, variables, {})
         self._variables.pop(name, None)
 
+    @progress.slow("reading weights")
     def _read(self, name: str) -> Any:
         plan = self.plan(name)
         if self.is_adopted(name):
@@ -316,6 +317,7 @@ class Run:
     def _weights(self, name: str) -> Checkpoints:
         return Checkpoints(os.path.join(os.path.abspath(self.workdir), name, "weights"), keep=1)
 
+    @progress.slow("finding the shapes of a stage")
     def _planned(self, name: str, own: bool) -> tuple[Plan, Any]:
         method, section = self.methods[name], getattr(self._view.train, name)
         source, key = self.sources["train"], f"train.{name}"
@@ -415,7 +417,7 @@ class Run:
                     raise UserError(
                         f"stage {name!r} is taken from {base.workdir}, but {path} is "
                         f"{theirs.get(path, 'absent')} there and {mine.get(path, 'absent')} here; "
-                        "train all stages of this arm"
+                        "give the settings of that run, or train every stage here"
                     )
 
 
@@ -431,7 +433,7 @@ def opened(workdir: str, overrides: Mapping[str, str] | None = None, data: bool 
 
     Raises UserError where there is no such work directory.
     """
-    config = configs.override(directories.saved(workdir), overrides or {})
+    config = checks.overridden(directories.saved(workdir), overrides or {})
     on, base, stage = directories.read_base(workdir), None, None
     if on is not None:
         base, stage = opened(on.workdir, directories.mesh_of(config)), on.stage

@@ -19,6 +19,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from bigr_jax.errors import UserError, one_of
+from bigr_jax.train import patterns
 
 AXES = ("data", "fsdp", "model", "seq")
 
@@ -64,7 +65,8 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
         shape[shape.index(-1)] = count // fixed
     if math.prod(shape) != count:
         raise UserError(
-            f"mesh {given} does not fit {count} device(s): the sizes must multiply to {count}"
+            f"mesh {given} does not fit {count} device(s): the sizes must multiply to {count}, "
+            "and -1 takes those that are left, e.g. --config.mesh.data=-1"
         )
     # GPUs have the number of their node there, and a network between nodes that fsdp can use.
     slices = len({getattr(d, "slice_index", 0) for d in devices if d.platform == "tpu"})
@@ -123,7 +125,8 @@ def place(variables: Any, mesh: Mesh, overrides: Sequence[tuple[str, tuple[Any, 
         shardings.append(NamedSharding(mesh, PartitionSpec(*spec)))
     for pattern, _ in overrides:
         if pattern not in used:
-            raise UserError(f"sharding pattern {pattern!r} matches no parameter, e.g. {name!r}")
+            names = patterns.examples([path_name(path) for path, _ in leaves])
+            raise UserError(f"sharding pattern {pattern!r} matches no parameter; there are {names}")
     _refuse_replication(whole, total)
     return jax.tree_util.tree_unflatten(treedef, shardings)
 

@@ -95,7 +95,7 @@ def create(
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     # LLVM spends most of its time on the random draws, one per parameter shape; this program runs
-    # once, and the lower level gives the same bits.
+    # once, and the lower level gives the same bits. At the lowest, bits differ between meshes.
     quick = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
     return jax.jit(init, out_shardings=shardings, compiler_options=quick)(key, given)
 

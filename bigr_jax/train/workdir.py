@@ -12,6 +12,7 @@ import socket
 import time
 import uuid
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -21,7 +22,7 @@ from bigr_jax import files
 from bigr_jax.data import Source, open_source
 from bigr_jax.data.described import Described, describe
 from bigr_jax.data.division import Held
-from bigr_jax.errors import UserError
+from bigr_jax.errors import UserError, nearest
 from bigr_jax.train import hosts
 
 WRITER = "writer.json"
@@ -43,8 +44,17 @@ def saved(workdir: str) -> ConfigDict:
     if not os.path.exists(path):
         raise UserError(
             f"--workdir={workdir} is no work directory of `bigr train`: {path} is missing"
+            f"{_beside(workdir)}"
         )
     return configs.load_json(path)
+
+
+def _beside(workdir: str) -> str:
+    """What may have been meant, or how to make one."""
+    folder, name = os.path.split(os.path.normpath(workdir))
+    found = sorted(Path(folder or ".").glob("*/config.json"))
+    hint = nearest(name, (path.parent.name for path in found))
+    return hint or f"; train one: bigr train --config=NAME:VARIANT --workdir={workdir}"
 
 
 def mesh_of(config: ConfigDict) -> dict[str, str]:
@@ -62,7 +72,9 @@ def make(workdir: str) -> None:
     try:
         os.makedirs(workdir, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--workdir={workdir} cannot be made: {error.strerror}") from None
+        raise UserError(
+            f"--workdir={workdir} cannot be made: {error.strerror}; give another"
+        ) from None
 
 
 @contextlib.contextmanager

@@ -44,8 +44,8 @@ def test_serves_the_model_of_the_work_directory(
     ("words", "text"),
     [
         ([], "--workdir is missing"),
-        (["--workdir=w", "--port=0"], "flag --port=0"),
-        (["--workdir=w", "--port=65536"], "flag --port=65536"),
+        (["--workdir=w", "--port=0"], "--port=0: legal: "),
+        (["--workdir=w", "--port=65536"], "--port=65536: legal: "),
         (["--workdir=w", "--share"], "--share is no flag of bigr demo"),
         (["--workdir=w", "--config.sample.iterations=3"], "bigr demo takes no --config.KEY"),
         (["--workdir=w", "more"], "'more' is one word too many"),
@@ -87,7 +87,7 @@ def test_a_folder_that_is_no_work_directory_is_named(
 def test_help_tells_that_nothing_leaves_the_machine() -> None:
     text = help_text(demo.COMMAND)
     assert "nothing leaves it" in text
-    assert "example: bigr demo --workdir=runs/quickstart --open" in text
+    assert "examples:\n  bigr demo --workdir=runs/quickstart --open" in text
     assert parse(demo.COMMAND, ["--workdir=w"]).flags.port == 7860
 
 

@@ -210,7 +210,7 @@ def test_a_work_directory_is_needed(files):
 
 def test_help():
     text = help_text(edit.COMMAND)
-    assert text.startswith("usage: bigr edit ACTION") and "\nexample: bigr edit" in text
+    assert text.startswith("usage: bigr edit ACTION") and "\nexamples:\n  bigr edit" in text
     assert max(map(len, text.splitlines())) <= 100
     for action in edit.ACTIONS:
         assert action in edit.COMMAND.summary

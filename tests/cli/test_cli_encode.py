@@ -93,7 +93,7 @@ def test_a_generator_is_trained_on_the_codes(
         ([], "--workdir is missing"),
         (["--workdir=HERE", "--split=all"], "--split='all' is not known; legal: train, test"),
         (["--workdir=HERE", "--split="], "--split='' is not known; legal: train, test"),
-        (["--workdir=HERE", "--draws=-1"], "flag --draws=-1: "),
+        (["--workdir=HERE", "--draws=-1"], "--draws=-1: legal: non-negative integer"),
         (["--workdir=HERE", "--config.model.depth=2"], "--config='model.depth' is not known; leg"),
         (["--workdir=HERE", "--config.data.sourc=x"], "config.data.sourc is not a key (did you m"),
         (["--workdir=HERE", "--config=bigr"], "bigr encode takes no --config"),

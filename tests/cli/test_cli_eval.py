@@ -131,7 +131,7 @@ INCEPTION = "--inception=w.npz"
         (["--images=c.npz", INCEPTION, "--reference=b.npz"], "file 'c.npz' does not exist"),
         (["--workdir=run", "--inception=v.npz"], "weights file 'v.npz' does not exist"),
         (["--workdir=run", INCEPTION, "--reference=w.npz"], "w.npz cannot be read as npz"),
-        (["--workdir=run", INCEPTION, "--samples=1"], "flag --samples=1: 1 is not integer >= 2"),
+        (["--workdir=run", INCEPTION, "--samples=1"], "--samples=1: legal: integer >= 2"),
         (["--workdir=run", INCEPTION, "--samples=30", "--out=a.npz"], "--out=a.npz is there and"),
         (["--workdir=run", "--probe"], f"{TINY}: no stage has features to probe, a network"),
     ],

@@ -33,7 +33,7 @@ def joins(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 def echo(**settings: Any) -> Command:
     run = settings.pop("run", lambda arguments: print("done"))
-    return Command("echo", "Echoes.", "", "", command.no_flags, run, hosts=True, **settings)
+    return Command("echo", "Echoes.", "", (), command.no_flags, run, hosts=True, **settings)
 
 
 def test_by_hand_the_flags_are_the_address(joins: list[Any]) -> None:

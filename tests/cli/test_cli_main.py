@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import re
+import shlex
 import signal
 import sys
 import types
@@ -13,6 +15,7 @@ import pytest
 
 import bigr_jax
 import bigr_jax.train
+from bigr_jax.cli import command
 from bigr_jax.cli import main as entry
 from bigr_jax.cli.main import main
 from bigr_jax.errors import UserError
@@ -89,12 +92,25 @@ def test_every_command_has_help_with_usage_flags_and_an_example(
 ) -> None:
     text = printed(capsys, name, "--help")
     assert text.startswith(f"usage: bigr {name}")
-    assert f"\nexample: bigr {name}" in text
+    assert re.search(rf"\nexamples:\n  .*bigr {name}", text)
     assert max(map(len, text.splitlines())) <= 100
     usage = text.splitlines()[0]
     for flag in re.findall(r"--[\w.]+", usage):
         assert re.search(rf"^  {re.escape(flag)}\b", text, re.MULTILINE), flag
     assert printed(capsys, name, "-h") == text
+
+
+@pytest.mark.parametrize("name", list(entry.COMMANDS))
+def test_every_example_of_a_help_is_understood(name: str) -> None:
+    chosen = importlib.import_module(f"bigr_jax.cli.{name}").COMMAND
+    for line in chosen.examples:
+        words = shlex.split(line.removeprefix("JAX_PLATFORMS=cpu "), comments=True)
+        if words[0] == "eval":
+            words = shlex.split(words[1].removeprefix("$(").removesuffix(")"))
+        assert words[:2] == ["bigr", name]
+        arguments = command.parse(chosen, words[2 : words.index(">") if ">" in words else None])
+        if arguments.spec:
+            assert arguments.config().slug == arguments.spec.partition(":")[0]
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -122,13 +138,13 @@ def test_an_unknown_command_is_told_the_nearest(capsys: pytest.CaptureFixture[st
         (["train", "--config=IDEA", "--noconfig.model.depth"], "config.model.depth: 'false' give"),
         (["train", "--config=bigrr"], "'bigrr' is no config (did you mean 'bigr'?)"),
         (["train", "--config=./none.py"], "./none.py is not a file"),
-        (["train", "--config=IDEA", "--workdir"], "Missing value for flag --workdir"),
+        (["train", "--config=IDEA", "--workdir"], "--workdir lacks its value: --workdir=...; "),
         (["eval"], "--workdir is missing, the folder of a run, e.g. --workdir=runs/bigr-small"),
         (["eval", "--config=IDEA", "--workdir=x"], "bigr eval takes no --config"),
         (["list", "--config.a=1"], "bigr list takes no --config.KEY"),
         (["sample"], "--workdir is missing"),
         (["sample", "--workdir=x", "--classes=a"], "--classes=a is not a list of class numbers"),
-        (["sample", "--workdir=x", "--per_class=0"], "flag --per_class=0: 0 is not a positive"),
+        (["sample", "--workdir=x", "--per_class=0"], "--per_class=0: legal: positive integer"),
         (["sample", "--workdir=x", "--config=IDEA"], "bigr sample takes no --config"),
         (["show"], "--config is missing"),
         (["show", "IDEA", "--config=IDEA"], "two configs: "),

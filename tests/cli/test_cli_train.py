@@ -153,7 +153,7 @@ def test_a_folder_of_ones_own_images(capsys: Capture, tmp_path: Path) -> None:
         (["sample"], "stage 'second' is at step 0 of 6 in HERE; train it first: bigr train "),
         (["sample", "--classes=10"], "--classes=10: classes are 0 to 9"),
         (["sample", "--config.sample.nois=1"], "config.sample.nois is not a key (did you mean 'n"),
-        (["sample", "--config.method.noise=1"], "HERE was made with another config: method.noise"),
+        (["sample", "--config.method.noise=1"], "config.method.noise was 0.1, now 1.0: what is"),
     ],
 )
 def test_mistakes_are_one_line(
@@ -170,7 +170,8 @@ def test_a_run_that_was_never_there(run_python: Any, tmp_path: Path) -> None:
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr == (
             f"bigr: --workdir={tmp_path} is no work directory of `bigr train`: "
-            f"{tmp_path}/config.json is missing\n"
+            f"{tmp_path}/config.json is missing; train one: bigr train --config=NAME:VARIANT "
+            f"--workdir={tmp_path}\n"
         )
 
 

@@ -155,7 +155,7 @@ def test_only_training_needs_a_batch_that_the_devices_divide(eight: Any) -> None
         "eval": 104,
         "used": 12,
         "other stage": 8,
-        "train": "train.first.batch_size=12 must be a multiple of data x fsdp = 8",
+        "train": "train.first.batch_size=12 must be a multiple of data x fsdp = 8, e.g. 16",
     }
 
 

@@ -101,7 +101,7 @@ def test_a_stage_on_the_base_of_another_run_is_that_of_one_run(tiny, finished, t
 
 
 def test_a_base_wants_a_stage(tiny, tmp_path):
-    with pytest.raises(UserError, match=r"--base=\S+ wants the --stage"):
+    with pytest.raises(UserError, match=r"--base=\S+ goes with --stage"):
         commands.train(tiny(), str(tmp_path / "own"), base=str(tmp_path))
     with pytest.raises(UserError, match="is no work directory"):
         commands.train(tiny(), str(tmp_path / "own"), "second", base=str(tmp_path))
