@@ -2,6 +2,8 @@
 # make test         what CI runs: ruff, mypy, pytest
 # make test-tpu     the published sizes of BiGR, compiled for 256 chips; no TPU is needed
 # make test-demo    the page of `bigr demo` in a real browser, chromium
+# make notebooks    the notebooks, run in full, with what they show: half an hour
+# make docs         the documentation, into build/site
 # make test PYTHON=python3.12 VENV=.venv/latest REQUIREMENTS=requirements/latest.txt
 
 PYTHON ?= python3
@@ -10,7 +12,7 @@ REQUIREMENTS ?= requirements/min.txt
 WORKERS ?= 2
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-tpu test-demo lint clean
+.PHONY: quickstart test test-tpu test-demo notebooks docs lint clean
 
 quickstart: $(VENV)/run.stamp
 	$(BIN)/bigr train --config=bigr:small --workdir=runs/quickstart
@@ -29,6 +31,12 @@ test-demo:
 	.venv/demo/bin/python -m pip install --quiet --disable-pip-version-check \
 		--editable '.[test,browser]'
 	.venv/demo/bin/python -m pytest tests/demo tests/cli/test_cli_demo.py
+
+notebooks: $(VENV)/test.stamp
+	$(BIN)/python scripts/notebooks.py
+
+docs: $(VENV)/test.stamp
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check
