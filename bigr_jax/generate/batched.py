@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,12 +16,19 @@ from bigr_jax.gather import on_host
 
 
 def drawing(sample: Callable[..., Array]) -> Any:
-    """Returns `sample`, jitted for the mesh that is set: every device draws its own rows."""
+    """Returns `sample`, jitted for the mesh that is set: every device draws its own rows.
 
+    Asked for again, it returns the same, so that drawing once more compiles nothing.
+    """
+    return _drawing(sample, jax.sharding.get_abstract_mesh(), tuple(nn.get_logical_axis_rules()))
+
+
+@functools.lru_cache(maxsize=8)
+def _drawing(sample: Callable[..., Array], mesh: AbstractMesh, rules: tuple[Any, ...]) -> Any:
     def spread(variables: Any, key: Array, labels: Array, given: Given) -> Array:
         return sample(variables, key, nn.with_logical_constraint(labels, ("batch",)), given)
 
-    if jax.sharding.get_abstract_mesh().empty:
+    if mesh.empty:
         return jax.jit(spread)
     # Left to itself the compiler may choose a placement of the labels that JAX has no name for.
     return jax.jit(spread, in_shardings=(None, None, PartitionSpec(), None))

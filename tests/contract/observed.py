@@ -193,7 +193,7 @@ class Trainer:
         # A call back to Python reads alike whatever function it calls.
         if self.like is not None and "callback" not in text and self.like.lowered.as_text() == text:
             return self.like.program
-        return loop.Program(self.lowered.compile(compiler_options=careful()), 0)
+        return loop.Program(self.lowered.compile(), 0)
 
     def course(self, start: TrainState, steps: int, given: Mapping[str, Any]) -> Course:
         """Returns what `steps` steps make of a state, taken without `fit`."""
@@ -245,19 +245,6 @@ class Trainer:
         variables = eval_variables(state._replace(ema=None), self.plan.optimizer)
         placed = jax.device_put(variables, self.where.variables)
         return evaluate(placed, self.run.sources["test"])
-
-
-def careful() -> dict[str, int | bool]:
-    """Returns options that undo the flags which have tests compile fast and round more: one device
-    and two are compared closely.
-    """
-    flags = os.environ.get("XLA_FLAGS", "")
-    found: dict[str, int | bool] = {}
-    if "xla_backend_optimization_level=0" in flags:
-        found["xla_backend_optimization_level"] = 1
-    if "xla_cpu_use_fusion_emitters=false" in flags:
-        found["xla_cpu_use_fusion_emitters"] = True
-    return found
 
 
 def _stage(made: Trainer, again: Run, starts: Mapping[str, TrainState]) -> Stage:
