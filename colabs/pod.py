@@ -81,11 +81,10 @@ print(report[report.rindex("train step") :])
 # ## What it costs
 #
 # Left: bytes of a chip. With `fsdp` the parameters and the optimizer's moments are an eighth of
-# what they were, and so is what a network may weigh. Right: bytes that a chip sends in a step. Here
-# the price is higher than the gain: a million parameters are few, and in parts so small the program
-# moves more than it saves, so that `data=8` is the mesh to take. With hundreds of millions it is
-# the other way round; [plans.md](../docs/plans.md) has BiGR on 256 chips. That is what a plan is
-# for.
+# what they were, and so is what a network may weigh; but the compiler keeps more of the activations
+# then, and a million parameters are few beside them. Right: bytes that a chip sends in a step,
+# about the same for both. Here `data=8` is the mesh to take. With hundreds of millions it is the
+# other way round; [plans.md](../docs/plans.md) has BiGR on 256 chips. That is what a plan is for.
 
 # %%
 kinds = {"parameters": "#0072B2", "optimizer": "#56B4E9", "activations": "#D55E00"}
