@@ -80,11 +80,13 @@ print(report[report.rindex("train step") :])
 # %% [markdown]
 # ## What it costs
 #
-# Left: bytes of a chip. With `fsdp` the parameters and the optimizer's moments are an eighth of
-# what they were, and so is what a network may weigh; but the compiler keeps more of the activations
-# then, and a million parameters are few beside them. Right: bytes that a chip sends in a step,
-# about the same for both. Here `data=8` is the mesh to take. With hundreds of millions it is the
-# other way round; [plans.md](../docs/plans.md) has BiGR on 256 chips. That is what a plan is for.
+# Left: bytes of a chip's main memory. With `fsdp` the parameters and the optimizer's moments are an
+# eighth of what they were, and so is what a network may weigh. But a million parameters are few:
+# with `data=8` all activations stay in the small fast memory beside the arithmetic and count for
+# nothing here, with `fsdp=8` the compiler puts them into the main memory. Right: bytes that a chip
+# sends in a step, about the same for both. So `data=8` is the mesh to take here. With hundreds of
+# millions it is the other way round; [plans.md](../docs/plans.md) has BiGR on 256 chips. That is
+# what a plan is for.
 
 # %%
 kinds = {"parameters": "#0072B2", "optimizer": "#56B4E9", "activations": "#D55E00"}
