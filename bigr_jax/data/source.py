@@ -193,8 +193,8 @@ class LazySource:
             self._state[index] = _GOOD
             return found
         raise UserError(
-            f"none of the {len(self)} examples of {self.info.origin} can be read; {self._first[1]}; "
-            "put whole ones in their place"
+            f"none of the {len(self)} examples of {self.info.origin} can be read; "
+            f"{self._first[1]}; put whole ones in their place"
         )
 
     def _pass_over(self, index: int, error: Exception) -> None:
