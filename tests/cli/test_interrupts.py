@@ -53,6 +53,8 @@ Start = Callable[..., "subprocess.Popen[str]"]
 def start() -> Iterator[Start]:
     """Returns a function (words after `python`) -> the process; none outlives the test."""
     begun: list[subprocess.Popen[str]] = []
+    # Where tests run in the background it is ignored, and so it would be in what they start.
+    before = signal.signal(SIGINT, signal.default_int_handler)
 
     def run(*words: str, ignored: bool = False) -> subprocess.Popen[str]:
         if ignored:
@@ -67,6 +69,7 @@ def start() -> Iterator[Start]:
         return begun[-1]
 
     yield run
+    signal.signal(SIGINT, before)
     for process in begun:
         process.kill()
         process.communicate()

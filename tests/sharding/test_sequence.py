@@ -21,9 +21,9 @@ from bigr_jax.train import sharding
 from bigr_jax.train.loop import scope
 
 MIXERS = ("attention", "causal_attention", "hydra")
-# With the class token, just below 8 x 128 and 8 x 512: whole chunks on every device, and what does
+# With the class token, just below 8 x 128 and 8 x 1024: whole chunks on every device, and what does
 # not grow with the length is little.
-SIDES = {"hydra": 63}
+SIDES = {"hydra": 90}
 SIDE = 31
 
 
