@@ -8,11 +8,9 @@ hashed and renamed, and while what was trained is measured. A run that is struck
 struck again, and after a few strikes left to end. Its last state (a chain of all batches and keys,
 parameters, optimizer, average) and its metrics must be those of the undisturbed run, bit by bit.
 
-After SIGKILL a run may lose `save` steps, and those that it took while a checkpoint was being
-written, which was then not there yet; after SIGTERM one. A row of the table tells how many strikes
-there were, how many of them in runs that ended exactly, and the steps lost: their median, the most,
-and the most without those taken while writing. The exit status is 1 where a run ends otherwise or
-more is lost.
+After SIGKILL a run may lose `save` steps, after SIGTERM one. A row of the table tells how many
+strikes there were, how many of them in runs that ended exactly, and the median and the most of the
+steps lost. The exit status is 1 where a run ends otherwise or more is lost.
 
 All runs are forked from one process that has imported everything and started nothing.
 """
@@ -50,11 +48,10 @@ class Board:
 
     front, back         its phases
     done                the last step whose metrics have been read
-    begun               the last step whose saving has begun
     restored            the step that it went on from, -1 before it did
     """
 
-    NAMES = ("front", "back", "done", "begun", "restored")
+    NAMES = ("front", "back", "done", "restored")
 
     def __init__(self) -> None:
         self._cells = memoryview(mmap.mmap(-1, 8 * len(self.NAMES))).cast("q")
@@ -76,15 +73,11 @@ class Board:
 
 @dataclasses.dataclass
 class Strike:
-    """A signal that hit a run: in which phase, and how many steps that cost.
-
-    writing  how many of them were taken while a checkpoint was being written
-    """
+    """A signal that hit a run: in which phase, and how many steps that cost."""
 
     signal: str
     phase: str
     lost: int = 0
-    writing: int = 0
     exact: bool = False
 
 
@@ -119,8 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def allowed(strike: Strike) -> bool:
     """Whether a strike cost no more than it may."""
-    most = SAVE_EVERY + strike.writing if strike.signal == "SIGKILL" else 1
-    return strike.lost <= most and strike.writing <= SAVE_EVERY
+    return strike.lost <= (SAVE_EVERY if strike.signal == "SIGKILL" else 1)
 
 
 def struck(folder: Path, given: argparse.Namespace) -> tuple[list[Strike], list[str]]:
@@ -175,12 +167,12 @@ class Run:
         self.strikes: list[Strike] = []
         # The strike whose cost the next process will find, and how far the run had come then.
         self._open: Strike | None = None
-        self._reached = self._writing = 0
+        self._reached = 0
 
     def leg(self, strike: Strike | None, rng: random.Random, length: float = 0.0) -> int:
         """Runs a process until it ends or is struck, and returns its status: 0 where it is done."""
         board = self._board
-        board.tell(front=0, back=0, done=-1, begun=-1, restored=-1)
+        board.tell(front=0, back=0, done=-1, restored=-1)
         process = os.fork()
         if not process:
             child(self._workdir, board, self._pace)
@@ -207,10 +199,7 @@ class Run:
         board = self._board
         if self._open is not None:
             self._open.lost = max(self._reached - board.restored, 0)
-            self._open.writing = self._writing
         self._open, self._reached = strike, max(board.done, board.restored)
-        begun = max(board.begun, board.restored)
-        self._writing = self._reached - begun if begun > newest(self._workdir) else 0
 
     def digest(self) -> str:
         """Returns the hash of the last state, the metrics and the results."""
@@ -258,12 +247,6 @@ def ended(process: int, until: float) -> int | None:
         if time.monotonic() > until:
             return None
         time.sleep(0.001)
-
-
-def newest(workdir: Path) -> int:
-    """Returns the newest step that is on disk, 0 without one."""
-    found = (workdir / STAGE / "checkpoints").glob("[0-9]*/manifest.json")
-    return max((int(path.parent.name) for path in found if path.parent.name.isdigit()), default=0)
 
 
 def child(workdir: Path, board: Board, pace: float) -> NoReturn:
@@ -327,7 +310,6 @@ def observe(board: Board, pace: float) -> None:
     within("compile", loop, "compile_step")
     within("evaluate", loop.Evaluator, "__call__")
     within("measure", run.Run, "measure")
-    told(Checkpoints, "save", lambda _, step, *rest: board.tell(begun=step))
     within("copy", Checkpoints, "save", lambda *_: board.tell(back=BACK.index("write")))
     within("hash", manifest, "write", lambda *_: board.tell(back=BACK.index("rename")))
     told(Status, "start", lambda *_: board.tell(front=FRONT.index("step")))
@@ -366,7 +348,7 @@ def digest(workdir: Path) -> str:
 
 def table(strikes: Sequence[Strike]) -> Iterator[Sequence[str]]:
     """Yields the lines of the table, a row per signal and phase, and one per signal."""
-    header = ("signal", "phase", "strikes", "ended exactly", "steps lost", "most", "less writing")
+    header = ("signal", "phase", "strikes", "ended exactly", "steps lost", "most")
     yield header
     yield ["---"] * len(header)
     for name in SIGNALS:
@@ -375,10 +357,9 @@ def table(strikes: Sequence[Strike]) -> Iterator[Sequence[str]]:
             some = [strike for strike in mine if phase in (strike.phase, "all")]
             if some:
                 lost = [strike.lost for strike in some]
-                waited = max(strike.lost - strike.writing for strike in some)
                 exact = str(sum(strike.exact for strike in some))
                 middle = f"{statistics.median(lost):g}"
-                yield name, phase, str(len(some)), exact, middle, str(max(lost)), str(waited)
+                yield name, phase, str(len(some)), exact, middle, str(max(lost))
 
 
 if __name__ == "__main__":

@@ -107,7 +107,7 @@ class Checkpoints:
         if step == self._last or (step % self._every and not force):
             return False
         record = json.loads(json.dumps({"meta": dict(meta), "metrics": _finite(metrics or {})}))
-        self._settle()
+        self.settle()
         if self._failure:
             logger.warning("%s; training goes on", self._failure)
         arrays = jax.tree.map(_array, state)
@@ -135,7 +135,7 @@ class Checkpoints:
         Raises UserError where the arrays differ from those saved in path, shape or dtype, where
         `step` is missing or damaged, and where no step is good.
         """
-        self._settle()
+        self.settle()
         found = self._choose(step)
         path = self._path(found)
         wanted = manifest.leaves(abstract_state)
@@ -151,9 +151,18 @@ class Checkpoints:
         step = self.latest()
         return {} if step is None else self._record(step)["meta"]
 
+    def settle(self) -> None:
+        """Returns when the last save is on disk or has failed, which `save` and `wait` tell."""
+        if self._manager is None:
+            return
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            self._fail(error)
+
     def wait(self) -> None:
         """Returns when the last save is on disk; raises UserError if it failed."""
-        self._settle()
+        self.settle()
         if self._failure:
             failure, self._failure = self._failure, None
             raise UserError(failure)
@@ -255,14 +264,6 @@ class Checkpoints:
             )
             return False
         return True
-
-    def _settle(self) -> None:
-        if self._manager is None:
-            return
-        try:
-            self._manager.wait_until_finished()
-        except Exception as error:
-            self._fail(error)
 
     def _fail(self, error: Exception) -> None:
         assert self._saving is not None

@@ -199,6 +199,9 @@ class _Fitting:
     def _after(self, step: int) -> None:
         """Evaluates and saves, each if it is time to, and stops if that was asked for."""
         plan, last = self._plan, step == self._plan.total
+        # Beside the writing of a checkpoint one step is taken, and counts when that is on disk: so
+        # no kill costs more than `save_every`.
+        self._checkpoints.settle()
         latest: dict[str, float] = {}
         if last or _due(step, plan.eval_every):
             self._log.flush()

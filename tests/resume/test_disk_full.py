@@ -61,7 +61,7 @@ def at_rows(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         def patched(self: Metrics, stage: str, step: int, values: Any) -> None:
             write(self, stage, step, values)
             if "loss" in values and step in actions:
-                used[0]._settle()
+                used[0].settle()
                 actions[step]()
 
         monkeypatch.setattr(Metrics, "write", patched)

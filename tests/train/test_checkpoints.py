@@ -322,7 +322,7 @@ def test_a_full_disk_costs_one_step_and_a_warning(copied, monkeypatch, caplog, c
             with contextlib.suppress(UserError):
                 checkpoints.wait()
             checkpoints.save(50, make_state(50), {})
-            checkpoints._settle()
+            checkpoints.settle()
         assert checkpoints.all_steps() == [10, 20, 30]
         checkpoints.save(60, make_state(60), {})
         checkpoints.wait()

@@ -15,7 +15,8 @@ import pytest
 
 from bigr_jax import registry
 from bigr_jax.errors import UserError
-from bigr_jax.train import commands, loop
+from bigr_jax.train import commands, loop, manifest
+from bigr_jax.train.checkpoints import Checkpoints
 from bigr_jax.train.loop import Evaluator, Interrupted, profiler, stopping
 from bigr_jax.train.run import Run
 from bigr_jax.train.writer import Metrics
@@ -90,6 +91,26 @@ BREAKS = {
     "impatiently": (signals(INT, INT), "first", 6, False, KeyboardInterrupt, 4),
     "by a crash": ([crash], "second", 5, True, Crash, 4),
 }
+
+
+def test_no_step_counts_before_the_checkpoint_before_it_is_on_disk(
+    tiny, on_row, tmp_path, monkeypatch
+):
+    write, ahead = manifest.write, []
+
+    def slowly(*args):
+        time.sleep(0.2)
+        write(*args)
+
+    def look(stage, step, values):
+        with Checkpoints(tmp_path / stage / "checkpoints") as checkpoints:
+            ahead.append(step - (checkpoints.latest() or 0))
+
+    monkeypatch.setattr(manifest, "write", slowly)
+    on_row(look)
+    config = tiny()
+    commands.train(config, str(tmp_path), "first")
+    assert config.train.first.save == f"{max(ahead)} steps"
 
 
 @pytest.mark.parametrize("name", BREAKS)
