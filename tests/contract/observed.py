@@ -332,8 +332,10 @@ def see_devices(ref: str, folder: Path) -> None:
 
 
 def see_study(ref: str, folder: Path) -> None:
-    """Leaves in results/ what the study shows."""
+    """Leaves in results/ what the study shows; checkpoints between its steps are seen elsewhere."""
     config = configs.load(f"{ref}:smoke")
+    for stage in config.train.values():
+        stage.save = "100%"
     lab = Lab(config, str(folder / "study"), str(folder / "results"))
     registry.load(config.slug).study(config, lab)
     lab.write()
