@@ -11,8 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bigr_jax import config as configs
 from bigr_jax import registry
 from bigr_jax.generate.draws import KeyDraws
+from bigr_jax.train.run import Run
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 SMOKE = ["--variant=smoke", "--repeats=1"]
@@ -207,3 +209,42 @@ def test_code_bases_are_read_and_names_that_are_gone_are_counted(load, tmp_path,
     empty.mkdir()
     assert load("zoos").main([str(empty)]) == 2
     assert f"{empty}: no Python files" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def backbones(load):
+    return load("backbones")
+
+
+def test_backbones_are_of_one_size(backbones, tmp_path):
+    changes = {"model.mixer": "hydra"}
+    config, where = configs.load("bigr:smoke"), str(tmp_path)
+
+    def size(more):
+        return backbones.size(Run(configs.override(config, more), where))
+
+    hidden = backbones.as_large(config, where, changes)
+    sizes = [size({**changes, "model.ffn_hidden": str(hidden + by)}) for by in (-1, 0, 1)]
+    assert hidden < config.model.ffn_hidden
+    assert np.argmin([abs(found - size({})) for found in sizes]) == 1
+
+
+def test_backbones_are_compared_at_every_number_of_tokens(backbones, capsys, monkeypatch):
+    def compared(given, tokens):
+        return [[str(tokens), name, *"1234567"] for name in backbones.BACKBONES]
+
+    monkeypatch.setattr(backbones, "compared", compared)
+    assert backbones.main(["--tokens=16,64", "--steps=3", "--set=model.depth=2"]) == 0
+    printed = capsys.readouterr().out
+    assert "3 steps of 4096 tokens, 3 seeds, 200 images drawn" in printed
+    assert [row[:2] for row in rows(printed)] == [
+        [tokens, name] for tokens in ("16", "64") for name in ("attention", "hydra")
+    ]
+    for wrong in ("--tokens=17", "--rates=0.1", "--set=model.depth", "--steps=0"):
+        with pytest.raises(SystemExit) as stopped:
+            backbones.main([wrong])
+        assert stopped.value.code == 2
+        assert wrong.partition("=")[2] in capsys.readouterr().err
+    monkeypatch.undo()
+    assert backbones.main(["--set=model.dept=2"]) == 2
+    assert "config.model.dept is not a key" in capsys.readouterr().err
