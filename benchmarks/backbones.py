@@ -155,7 +155,7 @@ def compared(given: argparse.Namespace, tokens: int) -> list[list[str]]:
             str(tokens),
             name,
             f"{size(run):,}",
-            *(spread(list(lab.values(name, metric).values())) for metric in METRICS),
+            *(told(lab, name, metric) for metric in METRICS),
             str(ratio(trained[name], trained["attention"])),
             str(ratio(drawn[name], drawn["attention"])),
         ]
@@ -213,8 +213,12 @@ def drawing(run: Run) -> Form:
     return drawn
 
 
-def spread(values: Sequence[float]) -> str:
-    """Returns mean and standard deviation over the seeds."""
+def told(lab: Lab, name: str, metric: str) -> str:
+    """Returns mean and standard deviation over the seeds, "-" of what was not measured."""
+    try:
+        values = list(lab.values(name, metric).values())
+    except KeyError:
+        return "-"
     mean = statistics.fmean(values)
     return f"{mean:.3f} ± {statistics.stdev(values):.3f}" if len(values) > 1 else f"{mean:.3f}"
 

@@ -1,12 +1,21 @@
-"""Hydra and the other mixers: recall of pairs, hidden bytes of text, images; for a CPU, and the
-published sizes.
+"""Hydra and the other mixers: recall of pairs, hidden bytes of text, sentences, images; for a CPU,
+and the published sizes.
 """
 
 from ml_collections import ConfigDict
 
 from bigr_jax.train.defaults import base, section, stage
 
-VARIANTS = ("smoke", "small", "paper", "paper_bert", "paper_vit")
+# fmt: off
+# Of the published fine-tuning: classes (1: a score), examples, batch, learning rate, epochs, and
+# the decay of a step at the peak.
+GLUE = {"mnli": (3, 392_702, 48, 1e-4, 2, 5e-6), "qnli": (2, 104_743, 16, 5e-5, 7, 1e-6),
+        "qqp": (2, 363_846, 16, 5e-5, 3, 3e-6), "rte": (2, 2_490, 16, 1e-5, 3, 1e-6),
+        "sst2": (2, 67_349, 16, 5e-5, 2, 3e-6), "mrpc": (2, 3_668, 32, 8e-5, 10, 8e-6),
+        "cola": (2, 8_551, 32, 1e-4, 10, 5e-6), "stsb": (1, 5_749, 32, 3e-5, 10, 3e-6)}
+VARIANTS = ("smoke", "small", "tune", "paper", "paper_bert", "paper_vit",
+            *(f"glue_{task}" for task in GLUE))
+# fmt: on
 
 
 def get_config(variant: str = "small") -> ConfigDict:
@@ -24,6 +33,8 @@ def get_config(variant: str = "small") -> ConfigDict:
     config.encoder = section(depth=2, mixer="hydra", heads=4, hidden=0, norm_first=True,
                              dropout=0.0, drop_path=0.0, remat="none", unroll=2,
                              dtype="float32")
+    # classes 0: no sentences are classified. pretrained: from what the stage "encoder" learned.
+    config.finetune = section(classes=0, pool="first", dropout=0.1, pretrained=True)
     # Those that a mixer has no use for it does not see.
     config.mixer = section(head_dim=16, state=16, groups=1, expand=2, conv=7, qk_dim=16, length=32)
     # () compares all mixers.
@@ -37,8 +48,12 @@ def get_config(variant: str = "small") -> ConfigDict:
     # fmt: on
     if variant == "smoke":
         _smoke(config)
-    elif variant.startswith("paper"):
+    elif variant == "tune":
+        _tune(config)
+    elif variant != "small":
         _paper(config, variant)
+    if variant.startswith("glue"):
+        _glue(config, variant.removeprefix("glue_"))
     return config
 
 
@@ -49,6 +64,26 @@ def _smoke(config: ConfigDict) -> None:
     config.encoder.update(heads=2, unroll=1)
     config.study.update(seeds=1, arms=("hydra", "causal"), tasks=("recall",))
     config.train.encoder.update(duration="20 steps", batch_size=16, log="5 steps")
+
+
+def _tune(config: ConfigDict) -> None:
+    """Hidden bytes of Python's sources, then the package that a piece of them is of."""
+    config.data.source, config.data.size, config.mixer.length = "packages", 64, 64
+    config.masking.rate = 0.15
+    config.finetune.update(classes=8, pool="mean")
+    config.train.classifier = stage("500 steps", 32, lr=1e-3, weight_decay=1e-2, evaluate="100%")
+
+
+def _glue(config: ConfigDict, task: str) -> None:
+    """A task of GLUE, which lies in a folder of this name, on what `hydra:paper` has learned."""
+    # fmt: off
+    classes, examples, batch, lr, epochs, decay = GLUE[task]
+    config.data.update(source=f"glue:{task}", size=256, examples=examples)
+    config.data.tokenizer, config.finetune.classes = "wordpiece:vocab.txt", classes
+    config.train.classifier = stage(f"{epochs} epochs", batch, lr=lr, b1=0.9, b2=0.98, eps=1e-6,
+                                    schedule="linear", warmup="6%", weight_decay=decay / lr,
+                                    evaluate="1 epochs")
+    # fmt: on
 
 
 def _paper(config: ConfigDict, variant: str) -> None:

@@ -18,6 +18,7 @@ from bigr_jax.config import build
 from bigr_jax.models.encoder import Encoder, MaskedModel, PatchClassifier
 from bigr_jax.tasks.classifier import classifier
 from bigr_jax.tasks.masked_tokens import Masking, masked_tokens
+from bigr_jax.tasks.sentences import Tuning, sentence_classifier
 
 # After the paper's: one direction, its baselines of two (Tables 3 and 10), and the matrices of
 # Table 2, made from the data (dd) or learned (di).
@@ -76,7 +77,10 @@ CLAIMS = (
 
 
 def stages(config: Any) -> dict[str, Method]:
-    """Returns the one stage: an encoder that tells hidden tokens, or that classifies images."""
+    """Returns an encoder that tells hidden tokens, where asked for with a classifier of sentences
+    made of it; or one that classifies images.
+    """
+    tune = build(Tuning, config.finetune)
     data, model, masking = config.data, config.model, build(Masking, config.masking)
     options = {"options": dict(config.mixer.items())}
     encoder = build(Encoder, config.encoder, **options)
@@ -90,7 +94,10 @@ def stages(config: Any) -> dict[str, Method]:
         net = PatchClassifier(classes, width, model.patch, encoder, bool(model.positions), dtype)
         return {"encoder": classifier(net, augmentation=augmentation, **recipe)}
     told = MaskedModel(classes, width, encoder, **sizes, dtype=dtype)
-    return {"encoder": masked_tokens(told, masking)}
+    found = {"encoder": masked_tokens(told, masking)}
+    if tune.classes:
+        found["classifier"] = sentence_classifier(told, tune, masking.padding, "encoder")
+    return found
 
 
 def study(config: Any, lab: Any) -> None:

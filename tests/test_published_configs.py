@@ -8,6 +8,7 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType
 
 from bigr_jax import config
+from bigr_jax.data.absent import open_or_describe
 from bigr_jax.errors import UserError
 from bigr_jax.interop.torch import published
 from bigr_jax.train import sharding
@@ -90,3 +91,21 @@ def test_published_hydra_builds(variant, steps, parameters, images, tmp_path):
     assert abs(sum(leaf.size for leaf in leaves) / parameters - 1) < 0.002
     for share in shares(run, "encoder", fsdp=8):
         assert 1 / 8 <= share <= 1 / 8 + 0.02
+
+
+@pytest.mark.parametrize(
+    ("task", "steps", "decay", "classes"),
+    [("mnli", 2 * 8182, 0.05, 3), ("stsb", 10 * 180, 0.1, 1)],
+)
+def test_published_tuning_builds(task, steps, decay, classes, tmp_path):
+    settings = config.load(f"hydra:glue_{task}")
+    sources = {split: open_or_describe(settings.data, split) for split in ("train", "test")}
+    run = Run(settings, str(tmp_path), sources=sources, training=False)
+    plan = run.plan("classifier")
+    assert abs(plan.total - steps) <= 10
+    assert settings.train.classifier.optimizer.weight_decay == pytest.approx(decay)
+    # What hydra:paper has without its head, a square layer with a bias, and the classes.
+    leaves = jax.tree.leaves(plan.abstract.variables)
+    head = 768 * 768 + 3 * 768 + 30_528
+    wanted = 112_086_712 - head + 768 * 769 + 769 * classes
+    assert sum(leaf.size for leaf in leaves) == wanted

@@ -20,9 +20,9 @@ SETS: Mapping[str, tuple[int, Mapping[str, int]]] = {
 }
 # What holds images and labels, or tokens, alone; captions and codes have shapes that only their
 # files tell.
-PLAIN = ("folder", "npz", "arrayrecord", "tfds", "tokens", "interactions")
+PLAIN = ("folder", "npz", "arrayrecord", "tfds", "tokens", "interactions", "glue")
 # Those of them that hold no images.
-SEQUENCES = ("tokens", "interactions")
+SEQUENCES = ("tokens", "interactions", "glue")
 
 
 def open_or_describe(section: Any, split: str) -> Source:
@@ -68,6 +68,8 @@ def _described(section: Any, split: str, error: UserError) -> Described:
         shape, columns = [size], {"tokens": [[size], "int32"]}
     if scheme == "interactions":
         columns |= {"seen": [[-(-count // 8)], "uint8"], "part": [[], "int32"]}
+    if scheme == "glue":
+        columns |= {"types": [[size], "int32"], "label": [[], "int32"]}
     if getattr(section, "noise", "") and split == "train":
         columns["clean"] = [[], "int32"]
     record = {

@@ -18,6 +18,7 @@ from bigr_jax.data.matching import open_matching
 from bigr_jax.data.phrases import open_phrases
 from bigr_jax.data.records import open_arrayrecord
 from bigr_jax.data.scenes import open_scenes
+from bigr_jax.data.sentences import open_glue, open_packages
 from bigr_jax.data.source import Request, Source
 from bigr_jax.data.tfds_source import open_tfds
 from bigr_jax.data.tokenizers import Tokenizer
@@ -44,6 +45,8 @@ OPENERS: dict[str, Callable[[Request], Source]] = {
     "matching": open_matching,
     "phrases": open_phrases,
     "interactions:NAME": open_interactions,
+    "glue:FOLDER": open_glue,
+    "packages": open_packages,
 }
 
 
@@ -57,9 +60,10 @@ def open_source(section: Any, split: str) -> Source:
              `data_dir` (where tensorflow-datasets lie; "" is the environment's TFDS_DATA_DIR),
              `noise` (of the labels of "train", see `label_noise.LEGAL`; "" for none) and
              `ram_limit` (bytes above which images, or codes of images, are not held in memory
-             but read when asked for; 1 GiB), `tokenizer` (of texts: "bytes" or "bpe:SIZE") and
-             `stride` (of logs: how far apart windows begin, as a share of their length), `held_out`
-             (of "train", see `division.LEGAL`; "" for none) and `held_every` (see `division.Held`)
+             but read when asked for; 1 GiB), `tokenizer` (of texts: "bytes" or "bpe:SIZE", of
+             sentences: "wordpiece:PATH"), `stride` (of logs: how far apart windows begin, as a
+             share of their length), `held_out` (of "train", see `division.LEGAL`; "" for none) and
+             `held_every` (see `division.Held`)
     split    "train", "test", or "held" where something is held out
 
     Raises UserError where a value is not legal, or the data or a package is missing.

@@ -85,9 +85,9 @@ class Source(Protocol):
         """Returns {"image": uint8 [n, H, W, C], "label": int32 [n]} of any n indices.
 
         A source of codes gives "codes", see `data.codes`, in place of the images, one of sequences
-        "tokens", see `data.tokens` and `data.interactions`, in place of both; where every place has
-        a class, "segments" are in place of the labels, and of maps "features", float [n, H, W, F],
-        in that of the images.
+        "tokens", see `data.tokens`, `data.interactions` and `data.sentences`, in place of both or
+        of the images alone; where every place has a class, "segments" are in place of the labels,
+        and of maps "features", float [n, H, W, F], in that of the images.
         """
 
 

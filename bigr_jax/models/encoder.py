@@ -1,5 +1,5 @@
-"""Encoders of sequences with any mixer of tokens, and the two networks made of them: one that tells
-hidden tokens, one that classifies images.
+"""Encoders of sequences with any mixer of tokens, and the networks made of them: one that tells
+hidden tokens, one that classifies sentences, one that classifies images.
 
 Source: the BERT and ViT experiments of Hydra (arXiv 2407.09941), section 4 and appendix: BERT and
 ViT whose attention and feed-forward layers are replaced by twice as many mixers.
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax.core import FrozenDict
 from jax.typing import DTypeLike
 
-from bigr_jax.errors import UserError
+from bigr_jax.errors import UserError, one_of
 from bigr_jax.nn.drop_path import DropPath, rates
 from bigr_jax.nn.linear import FAN_IN, Linear
 from bigr_jax.nn.mixers import make
@@ -27,6 +27,7 @@ from bigr_jax.nn.stack import scan_layers
 
 Array = jax.Array
 
+POOLS = ("first", "mean")
 _RESIDUAL = ("batch", "length", "act_embed")
 
 
@@ -160,12 +161,14 @@ class MaskedModel(nn.Module):
         deterministic: bool = True,
         places: Array | None = None,
         choices: Array | None = None,
+        told: bool = True,
     ) -> Array:
         """Returns the logits of every place, float32 [batch, length, rows of the table].
 
         tokens: int [batch, length], mask: bool [batch, length], False = padding, types: int [batch,
         length], all 0 where None, places: int [batch, n], those that are told, in place of all,
         choices: int [batch, length or n, m], the rows that are weighed there, in place of all.
+        told=False returns what the logits would be made of, float32 [batch, length, width].
         Raises ValueError for a sequence longer than `positions`.
         """
         normal = nn.initializers.normal(self.spread)
@@ -182,19 +185,64 @@ class MaskedModel(nn.Module):
         x = self.encoder(x, mask, deterministic)
         if places is not None:
             x = jnp.take_along_axis(x, places[..., None], axis=1)
+        if not told:
+            return x
         square = Linear((self.width,), ("embed", "mlp"), True, FAN_IN, self.dtype, name="head")
         x = LayerNorm(self.epsilon, name="head_norm")(nn.gelu(square(x), approximate=False))
         bias = self.param("bias", named(nn.initializers.zeros, "vocab"), (rows,))
         form = "bld,vd->blv"
         if choices is not None:
             form, table, bias = "bld,blmd->blm", table[choices], bias[choices]
-        told = jnp.einsum(
+        logits = jnp.einsum(
             form,
             x.astype(self.dtype),
             table.astype(self.dtype),
             preferred_element_type=jnp.float32,
         )
-        return told + bias
+        return logits + bias
+
+
+class SentenceClassifier(nn.Module):
+    """Classifies sentences by their first token, as BERT does, or by the mean of all.
+
+    Attributes:
+      classes: number of classes; 1: a score.
+      body: the model of hidden tokens whose head this one's takes the place of.
+      pool: "first" or "mean".
+      dropout: rate before the last layer.
+
+    Source: BERT (arXiv 1810.04805), section 4.1 and its code: a dense layer, tanh, a linear one.
+    """
+
+    classes: int
+    body: MaskedModel
+    pool: str = "first"
+    dropout: float = 0.1
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: Array,
+        mask: Array | None = None,
+        types: Array | None = None,
+        deterministic: bool = True,
+    ) -> Array:
+        """Returns logits, float32 [batch, classes].
+
+        tokens, mask, types: as `MaskedModel` has them. Raises UserError for another `pool`.
+        """
+        if self.pool not in POOLS:
+            raise one_of("finetune.pool", self.pool, POOLS)
+        x = self.body(tokens, mask, types, deterministic, told=False)
+        if self.pool == "first":
+            x = x[:, 0]
+        else:
+            weight = jnp.ones(tokens.shape, x.dtype) if mask is None else mask.astype(x.dtype)
+            x = jnp.einsum("bld,bl->bd", x, weight) / jnp.maximum(weight.sum(1), 1.0)[:, None]
+        width = self.body.width
+        x = jnp.tanh(Linear((width,), ("embed", "mlp"), True, FAN_IN, name="pooler")(x))
+        x = nn.Dropout(self.dropout)(x, deterministic=deterministic)
+        return Linear((self.classes,), ("mlp", None), True, FAN_IN, name="classifier")(x)
 
 
 class PatchClassifier(nn.Module):
