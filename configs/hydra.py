@@ -23,8 +23,9 @@ def get_config(variant: str = "small") -> ConfigDict:
     # fmt: off
     config = base("hydra", variant)
     # channels, num_classes (of tokens: the vocabulary) and examples are taken from the data at 0.
+    # labels: the classes of sentences; 1: a score, 0: no sentences are classified.
     config.data = section(source="recall", size=32, channels=0, num_classes=0, examples=0,
-                          data_dir="", augment="")
+                          data_dir="", augment="", labels=0)
     # rate 0: the data say which tokens are asked for.
     config.masking = section(rate=0.0, tested=0.15, token=-1, padding=-1)
     # patch 0: the data are tokens, else images in patches of so many pixels.
@@ -33,8 +34,9 @@ def get_config(variant: str = "small") -> ConfigDict:
     config.encoder = section(depth=2, mixer="hydra", heads=4, hidden=0, norm_first=True,
                              dropout=0.0, drop_path=0.0, remat="none", unroll=2,
                              dtype="float32")
-    # classes 0: no sentences are classified. pretrained: from what the stage "encoder" learned.
-    config.finetune = section(classes=0, pool="first", dropout=0.1, pretrained=True)
+    # before: (stage, classes) of other classifiers, which stand between this one and the encoder.
+    config.finetune = section(stage="classifier", before=(), pool="first", dropout=0.1,
+                              pretrained=True)
     # Those that a mixer has no use for it does not see.
     config.mixer = section(head_dim=16, state=16, groups=1, expand=2, conv=7, qk_dim=16, length=32)
     # () compares all mixers.
@@ -70,19 +72,22 @@ def _tune(config: ConfigDict) -> None:
     """Hidden bytes of Python's sources, then the package that a piece of them is of."""
     config.data.source, config.data.size, config.mixer.length = "packages", 64, 64
     config.masking.rate = 0.15
-    config.finetune.update(classes=8, pool="mean")
+    config.data.labels, config.finetune.pool = 8, "mean"
     config.train.classifier = stage("500 steps", 32, lr=1e-3, weight_decay=1e-2, evaluate="100%")
 
 
 def _glue(config: ConfigDict, task: str) -> None:
-    """A task of GLUE, which lies in a folder of this name, on what `hydra:paper` has learned."""
+    """A task of GLUE, which lies in a folder of this name, on what `hydra:paper` has learned, and
+    of the small ones on what MNLI's stage then has.
+    """
     # fmt: off
-    classes, examples, batch, lr, epochs, decay = GLUE[task]
-    config.data.update(source=f"glue:{task}", size=256, examples=examples)
-    config.data.tokenizer, config.finetune.classes = "wordpiece:vocab.txt", classes
-    config.train.classifier = stage(f"{epochs} epochs", batch, lr=lr, b1=0.9, b2=0.98, eps=1e-6,
-                                    schedule="linear", warmup="6%", weight_decay=decay / lr,
-                                    evaluate="1 epochs")
+    config.data.update(source=f"glue:{task}", size=256, tokenizer="wordpiece:vocab.txt",
+                       labels=GLUE[task][0], examples=GLUE[task][1])
+    config.finetune.update(stage=task, before=(("mnli", 3),) * (task in ("rte", "mrpc", "stsb")))
+    for name in (*dict(config.finetune.before), task):
+        batch, lr, epochs, decay = GLUE[name][2:]
+        how = {"b2": 0.98, "eps": 1e-6, "schedule": "linear", "warmup": "6%"}
+        config.train[name] = stage(f"{epochs} epochs", batch, lr=lr, weight_decay=decay / lr, **how)
     # fmt: on
 
 

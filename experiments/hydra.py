@@ -18,7 +18,7 @@ from bigr_jax.config import build
 from bigr_jax.models.encoder import Encoder, MaskedModel, PatchClassifier
 from bigr_jax.tasks.classifier import classifier
 from bigr_jax.tasks.masked_tokens import Masking, masked_tokens
-from bigr_jax.tasks.sentences import Tuning, sentence_classifier
+from bigr_jax.tasks.sentences import Tuning, sentence_classifiers
 
 # After the paper's: one direction, its baselines of two (Tables 3 and 10), and the matrices of
 # Table 2, made from the data (dd) or learned (di).
@@ -95,8 +95,8 @@ def stages(config: Any) -> dict[str, Method]:
         return {"encoder": classifier(net, augmentation=augmentation, **recipe)}
     told = MaskedModel(classes, width, encoder, **sizes, dtype=dtype)
     found = {"encoder": masked_tokens(told, masking)}
-    if tune.classes:
-        found["classifier"] = sentence_classifier(told, tune, masking.padding, "encoder")
+    if data.labels:
+        found |= sentence_classifiers(told, data.labels, tune, masking.padding, "encoder")
     return found
 
 

@@ -62,8 +62,9 @@ def open_source(section: Any, split: str) -> Source:
              `ram_limit` (bytes above which images, or codes of images, are not held in memory
              but read when asked for; 1 GiB), `tokenizer` (of texts: "bytes" or "bpe:SIZE", of
              sentences: "wordpiece:PATH"), `stride` (of logs: how far apart windows begin, as a
-             share of their length), `held_out` (of "train", see `division.LEGAL`; "" for none) and
-             `held_every` (see `division.Held`)
+             share of their length), `held_out` (of "train", see `division.LEGAL`; "" for none),
+             `held_every` (see `division.Held`) and `labels` (of sentences: how many classes are
+             expected, 1 for scores; 0 takes what is there)
     split    "train", "test", or "held" where something is held out
 
     Raises UserError where a value is not legal, or the data or a package is missing.
@@ -122,4 +123,5 @@ def _request(section: Any, split: str) -> Request:
         stride=getattr(section, "stride", 1.0),
         held_out=getattr(section, "held_out", None) or "",
         held_every=getattr(section, "held_every", 1),
+        labels=getattr(section, "labels", 0),
     )

@@ -66,7 +66,8 @@ def open_glue(request: Request) -> SentenceSource:
     `tokenizer` names the vocabulary, "wordpiece:vocab.txt". Columns are known by their names, those
     of all eight tasks of GLUE; classes are the different labels of the training part in order. The
     longer sentence is cut where a row is longer than `size`. Raises UserError for a file that is
-    missing or has other columns, or a label that training does not have.
+    missing or has other columns, a label that training does not have, and other than `labels` of
+    them.
     """
     if not request.tokenizer.startswith(WORDPIECE):
         raise UserError(
@@ -87,11 +88,9 @@ def open_glue(request: Request) -> SentenceSource:
         if strange := sorted(set(labels) - set(names)):
             raise UserError(f"{folder}: labels {strange} are not among those of training, {names}")
         told = np.array([names.index(label) for label in labels], np.int32)
+    _check_labels(request, names)
     with progress.slow(f"cutting {len(texts):,} sentences into pieces"):
-        rows = [
-            _row([pieces.encode(text) for text in pair], pieces, request.size) for pair in texts
-        ]
-    tokens, types = (np.array(column, np.int32) for column in zip(*rows, strict=True))
+        tokens, types = _rows(texts, pieces, request.size)
     info = Info(folder.name, pieces.size, names, (request.size,), "unknown", str(folder))
     return SentenceSource({"tokens": tokens, "types": types, "label": told}, info)
 
@@ -118,6 +117,7 @@ def open_packages(request: Request) -> SentenceSource:
         rows.append(found[: count * request.size].reshape(count, request.size))
         told += [number] * count
     tokens = np.concatenate(rows)
+    _check_labels(request, PACKAGES)
     info = Info("packages", _BYTES + 1, PACKAGES, (request.size,), "PSF-2.0", "python")
     label = np.array(told, np.int32)
     return SentenceSource({"tokens": tokens, "types": np.zeros_like(tokens), "label": label}, info)
@@ -161,13 +161,28 @@ def _numbers(labels: Sequence[str], folder: Path) -> np.ndarray:
         raise UserError(f"{folder}: a score is none: {error}") from None
 
 
-def _row(texts: list[list[int]], pieces: WordPiece, size: int) -> tuple[list[int], list[int]]:
-    """Returns tokens and types of one row, filled up to `size`."""
-    while sum(map(len, texts)) + len(texts) + 1 > size:
-        max(texts, key=len).pop()
-    tokens, types = [pieces[FIRST]], [0]
-    for kind, text in enumerate(texts):
-        tokens += [*text, pieces[BETWEEN]]
-        types += [kind] * (len(text) + 1)
-    rest = size - len(tokens)
-    return tokens + [pieces[PADDING]] * rest, types + [0] * rest
+def _check_labels(request: Request, names: Sequence[str]) -> None:
+    found = len(names) or 1
+    if request.labels not in (0, found):
+        said = ", ".join(names) or "a score"
+        raise UserError(
+            f"data.labels={request.labels}, but {request.source} has {found} ({said}); 1 is a score"
+        )
+
+
+def _rows(texts: list[list[str]], pieces: WordPiece, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns tokens and types of all rows, filled up to `size`: uint16 or uint32, and uint8."""
+    kind = np.uint16 if pieces.size <= 1 << 16 else np.uint32
+    tokens = np.full((len(texts), size), pieces[PADDING], kind)
+    types = np.zeros((len(texts), size), np.uint8)
+    for row, pair in enumerate(texts):
+        cut = [pieces.encode(text) for text in pair]
+        while sum(map(len, cut)) + len(cut) + 1 > size:
+            max(cut, key=len).pop()
+        whole = [pieces[FIRST]]
+        for number, text in enumerate(cut):
+            begin = len(whole) if number else 0
+            whole += [*text, pieces[BETWEEN]]
+            types[row, begin : len(whole)] = number
+        tokens[row, : len(whole)] = whole
+    return tokens, types

@@ -56,6 +56,7 @@ class Request(NamedTuple):
     stride: float = 1.0
     held_out: str = ""
     held_every: int = 1
+    labels: int = 0
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

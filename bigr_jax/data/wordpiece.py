@@ -37,10 +37,12 @@ class WordPiece:
 
     def __init__(self, path: str | Path) -> None:
         try:
-            lines = Path(path).expanduser().read_text("utf-8").splitlines()
+            text = Path(path).expanduser().read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"vocabulary {path} cannot be read: {error}") from None
-        self._pieces = {piece.strip(): number for number, piece in enumerate(lines)}
+        # Not by `splitlines`: some pieces are letters that it takes for the end of a line.
+        lines = text.removesuffix("\n").split("\n")
+        self._pieces = {piece: number for number, piece in enumerate(lines)}
         self.size = len(lines)
         missing = [name for name in (PADDING, UNKNOWN, FIRST, BETWEEN) if name not in self._pieces]
         if missing:

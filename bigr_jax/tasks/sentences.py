@@ -27,37 +27,62 @@ _ROWS = 256
 class Tuning(NamedTuple):
     """How a model of hidden tokens is made to classify.
 
-    classes     their number; 1: a score; 0: nothing is classified
+    stage       its name
+    before      (stage, classes) of the classifiers that come before, each of which begins with what
+                the one before it has learned, and this with the last
     pool        what of the tokens is read: "first" or "mean"
     dropout     rate before the last layer
-    pretrained  whether it begins with the parameters of the stage that trained the model, or anew
+    pretrained  whether it begins with the parameters of the stage before, or anew
     """
 
-    classes: int = 2
+    stage: str = "classifier"
+    before: tuple[tuple[str, int], ...] = ()
     pool: str = "first"
     dropout: float = 0.1
     pretrained: bool = True
 
 
-def sentence_classifier(told: MaskedModel, tuning: Tuning, padding: int, stage: str) -> Method:
+def sentence_classifiers(
+    told: MaskedModel, classes: int, tuning: Tuning, padding: int, stage: str
+) -> dict[str, Method]:
+    """Returns the methods that `tuning` names, the last of so many classes; see
+    `sentence_classifier`. Raises UserError where two stages have one name.
+    """
+    found: dict[str, Method] = {}
+    for name, number in (*tuning.before, (tuning.stage, classes)):
+        if name == stage or name in found:
+            said = f"finetune.stage={tuning.stage!r}, finetune.before={tuning.before}"
+            raise UserError(f"{said}: two stages are called {name}")
+        found[name] = sentence_classifier(told, number, tuning, padding, [stage, *found][-1])
+    return found
+
+
+def sentence_classifier(
+    told: MaskedModel, classes: int, tuning: Tuning, padding: int, stage: str
+) -> Method:
     """Returns the method that trains `told`, with another head, on {"tokens", "types", "label"}
     from `data.sentences`.
 
     padding  the token that fills up; -1: there is none
-    stage    the one that trains `told` for hidden tokens
+    stage    what it begins with: the one that trains `told` for hidden tokens, or another
+             classifier, of which the last layer alone is left behind
 
     With one class the labels are scores, and the loss is the squared error. The report tells over
-    the test split what `agreement_of` does.
+    the test split what `agreement_of` does. Raises UserError for scores where classes are wanted.
     """
-    net = SentenceClassifier(tuning.classes, told, tuning.pool, tuning.dropout)
-    scored, needs = tuning.classes == 1, (stage,) if tuning.pretrained else ()
+    net = SentenceClassifier(classes, told, tuning.pool, tuning.dropout)
+    scored, needs = classes == 1, (stage,) if tuning.pretrained else ()
 
     def init(key: Array, batch: Batch, given: Given) -> Variables:
         variables = net.init(key, batch["tokens"])
         if not needs:
             return variables
-        params = dict(variables["params"])
-        params["body"] = _taken(params["body"], given[stage]["params"])
+        params, learned = dict(variables["params"]), given[stage]["params"]
+        # Of another classifier all but its last layer, or a model of hidden tokens.
+        whole = (
+            {n: learned[n] for n in ("body", "pooler")} if "body" in learned else {"body": learned}
+        )
+        params |= {name: _taken(params[name], source) for name, source in whole.items()}
         return {**variables, "params": params}
 
     def read(variables: Any, batch: Mapping[str, Any], key: Array | None = None) -> Array:
@@ -71,6 +96,11 @@ def sentence_classifier(told: MaskedModel, tuning: Tuning, padding: int, stage: 
     def costs(logits: Array, batch: Batch) -> Array:
         if scored:
             return jnp.square(logits[:, 0] - batch["label"])
+        if jnp.issubdtype(batch["label"].dtype, jnp.floating):
+            raise UserError(
+                f"these labels are scores, not {classes} classes: give --stage, and --base with "
+                "the stages before it, which other data have trained"
+            )
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
 
     def loss(variables: Any, key: Array, batch: Batch, given: Given) -> tuple[Array, Aux]:
@@ -102,7 +132,7 @@ def agreement_of(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     the correlations of Pearson and Spearman.
 
     Source: GLUE (arXiv 1804.07461), section 3. Correlations of what is constant are 0. Raises
-    UserError for a label that is no class.
+    ValueError for a label that is no class.
     """
     if logits.shape[-1] == 1:
         told = logits[:, 0].astype(np.float64)
@@ -115,7 +145,7 @@ def agreement_of(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 
     classes = logits.shape[-1]
     if labels.min() < 0 or labels.max() >= classes:
-        raise UserError(f"finetune.classes={classes}, and a label is {labels.max()}")
+        raise ValueError(f"{classes} classes, and labels from {labels.min()} to {labels.max()}")
     told = logits.argmax(-1)
     found = {"accuracy": float((told == labels).mean())}
     if classes == 2:

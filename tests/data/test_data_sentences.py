@@ -52,6 +52,13 @@ def test_marks_are_words() -> None:
     assert list(words("a-b «c»… 1.5")) == ["a", "-", "b", "«", "c", "»", "…", "1", ".", "5"]
 
 
+def test_a_piece_that_ends_a_line_elsewhere_is_one(tmp_path: Path) -> None:
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "\u2028", "\x85", "cat"]
+    (tmp_path / "vocab.txt").write_text("\n".join(pieces), "utf-8")
+    found = WordPiece(tmp_path / "vocab.txt")
+    assert found.size == 7 and found.encode("cat") == [6]
+
+
 @pytest.mark.parametrize(("text", "named"), [("the\ncat\n", "[PAD]"), (None, "cannot be read")])
 def test_a_file_that_is_no_vocabulary(tmp_path: Path, text: str | None, named: str) -> None:
     if text is not None:
@@ -122,6 +129,7 @@ def test_scores_are_numbers_and_the_longer_sentence_is_cut(tmp_path, vocabulary)
         ({"train.tsv": "sentence\tscore\ncat\thigh\n"}, "'high'"),
         ({"dev.tsv": "sentence\tlabel\ncat\t2\n"}, "labels ['2'] are not among those of training"),
         ({"size": 3}, "data.size=3"),
+        ({"labels": 2}, "data.labels=2, but glue:"),
         ({"tokenizer": "bytes"}, "data.tokenizer='bytes'"),
     ],
 )
@@ -131,10 +139,11 @@ def test_mistakes_are_named(tmp_path: Path, vocabulary: Path, changes, named: st
         if name in lines and text is not None:
             (tmp_path / name).write_text(text)
     section = {"source": f"glue:{tmp_path}", "size": changes.get("size", 8), "channels": 0}
-    tokenizer = changes.get("tokenizer", f"wordpiece:{vocabulary}")
+    section["tokenizer"] = changes.get("tokenizer", f"wordpiece:{vocabulary}")
+    section["labels"] = changes.get("labels", 0)
     with pytest.raises(UserError) as raised:
         for split in ("train", "test"):
-            open_source({**section, "tokenizer": tokenizer}, split)
+            open_source(section, split)
     assert named in str(raised.value)
 
 

@@ -14,7 +14,12 @@ import pytest
 from bigr_jax import config as configs
 from bigr_jax.errors import UserError
 from bigr_jax.models.encoder import Encoder, MaskedModel, SentenceClassifier
-from bigr_jax.tasks.sentences import Tuning, agreement_of, sentence_classifier
+from bigr_jax.tasks.sentences import (
+    Tuning,
+    agreement_of,
+    sentence_classifier,
+    sentence_classifiers,
+)
 from bigr_jax.train import commands
 
 BODY = MaskedModel(12, 16, Encoder(1, "hydra", {"head_dim": 8, "state": 4, "chunk": 8}), types=2)
@@ -53,7 +58,7 @@ def test_another_pool_is_named() -> None:
 def test_the_body_begins_where_the_other_stage_ended() -> None:
     batch = rows()
     base = nn.unbox(jax.jit(BODY.init)(jax.random.key(7), batch["tokens"]))
-    method = sentence_classifier(BODY, Tuning(3), 0, "encoder")
+    method = sentence_classifier(BODY, 3, Tuning(), 0, "encoder")
     assert method.needs == ("encoder",)
     boxed = jax.jit(method.init)(KEY, batch, {"encoder": base})
     kept = jax.tree_util.tree_leaves_with_path(boxed["params"]["body"])
@@ -66,7 +71,7 @@ def test_the_body_begins_where_the_other_stage_ended() -> None:
             np.testing.assert_array_equal(mine, theirs)
     # The head of hidden tokens is left behind.
     assert set(base["params"]) - set(params["body"]) == {"head", "head_norm", "bias"}
-    anew = sentence_classifier(BODY, Tuning(3, pretrained=False), 0, "encoder")
+    anew = sentence_classifier(BODY, 3, Tuning(pretrained=False), 0, "encoder")
     assert anew.needs == ()
     other = nn.unbox(jax.jit(anew.init)(KEY, batch, {}))["params"]
     assert jax.tree.structure(other) == jax.tree.structure(params)
@@ -75,7 +80,7 @@ def test_the_body_begins_where_the_other_stage_ended() -> None:
 
 @pytest.mark.parametrize("classes", [3, 1])
 def test_losses_are_those_of_the_labels(classes: int) -> None:
-    method = sentence_classifier(BODY, Tuning(classes, dropout=0.0, pretrained=False), 0, "")
+    method = sentence_classifier(BODY, classes, Tuning(dropout=0.0, pretrained=False), 0, "")
     batch = rows(np.float32 if classes == 1 else np.int32)
     variables = nn.unbox(jax.jit(method.init)(KEY, batch, {}))
     net = SentenceClassifier(classes, BODY)
@@ -97,6 +102,13 @@ def test_losses_are_those_of_the_labels(classes: int) -> None:
         assert "accuracy" not in found
 
 
+def test_scores_are_no_classes() -> None:
+    method, batch = sentence_classifier(BODY, 3, Tuning(pretrained=False), 0, ""), rows(np.float32)
+    variables = nn.unbox(jax.eval_shape(method.init, KEY, batch, {}))
+    with pytest.raises(UserError, match="labels are scores, not 3 classes: give --stage"):
+        jax.eval_shape(method.loss, variables, KEY, batch, {})
+
+
 def test_metrics_are_those_of_glue() -> None:
     rng = np.random.default_rng(1)
     labels, logits = rng.integers(0, 2, 200), rng.normal(size=(200, 2))
@@ -114,7 +126,7 @@ def test_metrics_are_those_of_glue() -> None:
     # One answer for all is worth nothing to a correlation.
     same = agreement_of(np.tile([1.0, 0.0], (200, 1)), labels)
     assert same["matthews"] == 0 and same["f1"] == 0
-    with pytest.raises(UserError, match=r"finetune.classes=2, and a label is 2"):
+    with pytest.raises(ValueError, match="2 classes, and labels from 2 to 2"):
         agreement_of(logits, np.full(200, 2))
 
 
@@ -133,15 +145,42 @@ def test_correlations_of_scores() -> None:
     assert agreement_of(np.ones((3, 1)), np.arange(3.0)) == {"pearson": 0.0, "spearman": 0.0}
 
 
+def test_another_classifier_leaves_its_last_layer_behind() -> None:
+    found = sentence_classifiers(BODY, 2, Tuning("rte", (("mnli", 3),)), 0, "encoder")
+    assert [(name, method.needs) for name, method in found.items()] == [
+        ("mnli", ("encoder",)),
+        ("rte", ("mnli",)),
+    ]
+    batch = rows()
+    learned = nn.unbox(
+        jax.jit(SentenceClassifier(3, BODY).init)(jax.random.key(7), batch["tokens"])
+    )
+    params = nn.unbox(jax.jit(found["rte"].init)(KEY, batch, {"mnli": learned}))["params"]
+    for name in ("body", "pooler"):
+        mine, theirs = (jax.tree.leaves(tree[name]) for tree in (params, learned["params"]))
+        for one, other in zip(mine, theirs, strict=True):
+            assert np.asarray(one).tobytes() == np.asarray(other).tobytes()
+    assert params["classifier"]["kernel"].shape == (16, 2)
+    with pytest.raises(UserError, match="two stages are called encoder"):
+        sentence_classifiers(BODY, 2, Tuning("encoder"), 0, "encoder")
+
+
+def written(folder: Path, labels: int) -> Path:
+    """A task of sentences of three digits, whose label the first one tells."""
+    folder.mkdir()
+    rng = np.random.default_rng(3)
+    for name, count in (("train.tsv", 64), ("dev.tsv", 20)):
+        rows = rng.integers(0, 9, (count, 3)).tolist()
+        lines = (f"{a} {b} {c}\t{a * labels // 9}" for a, b, c in rows)
+        (folder / name).write_text("\n".join(["sentence\tlabel", *lines]))
+    return folder
+
+
 def test_one_run_tunes_what_another_has_learned(tmp_path: Path) -> None:
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *map(str, range(10)), "[MASK]"]
     (tmp_path / "vocab.txt").write_text("\n".join(pieces))
-    rng = np.random.default_rng(3)
-    for name, count in (("train.tsv", 64), ("dev.tsv", 20)):
-        lines = (f"{a} {b} {c}\t{int(a > 4)}" for a, b, c in rng.integers(0, 10, (count, 3)))
-        (tmp_path / name).write_text("\n".join(["sentence\tlabel", *lines]))
+    three, two = written(tmp_path / "three", 3), written(tmp_path / "two", 2)
     changes = {
-        "data.source": f"glue:{tmp_path}",
         "data.tokenizer": f"wordpiece:{tmp_path / 'vocab.txt'}",
         "data.size": "8",
         "data.num_classes": "0",
@@ -156,14 +195,19 @@ def test_one_run_tunes_what_another_has_learned(tmp_path: Path) -> None:
         "model.positions": "8",
         "train.encoder.duration": "2 steps",
         "train.encoder.batch_size": "8",
-        "train.classifier.optimizer.lr": "3e-3",
-        "train.classifier.duration": "15 epochs",
+        "train.mnli.duration": "2 steps",
     }
-    base, where = str(tmp_path / "base"), str(tmp_path / "tuned")
-    config = configs.load("hydra:glue_sst2", changes)
-    commands.train(config, base, "encoder")
-    found = commands.train(config, where, "classifier", base=base)["stages"]
-    assert set(found) == {"classifier"}
-    numbers = found["classifier"]["report"] | found["classifier"]["test"]
+    first = configs.load("hydra:glue_mnli", {**changes, "data.source": f"glue:{three}"})
+    places = [str(tmp_path / name) for name in ("base", "mnli", "rte")]
+    commands.train(first, places[0], "encoder")
+    commands.train(first, places[1], "mnli", base=places[0])
+    changes |= {"train.rte.optimizer.lr": "3e-3", "train.rte.duration": "15 epochs"}
+    second = configs.load("hydra:glue_rte", {**changes, "data.source": f"glue:{two}"})
+    found = commands.train(second, places[2], "rte", base=places[1])["stages"]
+    assert set(found) == {"rte"}
+    numbers = found["rte"]["report"] | found["rte"]["test"]
     assert numbers["accuracy"] > 0.8 and numbers["f1"] > 0.5 and numbers["loss"] < 1
     assert numbers["matthews"] > 0.5
+    wrong = configs.load("hydra:glue_rte", {**changes, "data.source": f"glue:{three}"})
+    with pytest.raises(UserError, match=r"data.labels=2, but glue:.*three has 3 \(0, 1, 2\)"):
+        commands.train(wrong, str(tmp_path / "wrong"), "rte", base=places[1])
