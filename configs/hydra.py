@@ -13,8 +13,8 @@ GLUE = {"mnli": (3, 392_702, 48, 1e-4, 2, 5e-6), "qnli": (2, 104_743, 16, 5e-5, 
         "qqp": (2, 363_846, 16, 5e-5, 3, 3e-6), "rte": (2, 2_490, 16, 1e-5, 3, 1e-6),
         "sst2": (2, 67_349, 16, 5e-5, 2, 3e-6), "mrpc": (2, 3_668, 32, 8e-5, 10, 8e-6),
         "cola": (2, 8_551, 32, 1e-4, 10, 5e-6), "stsb": (1, 5_749, 32, 3e-5, 10, 3e-6)}
-VARIANTS = ("smoke", "small", "tune", "paper", "paper_bert", "paper_vit",
-            *(f"glue_{task}" for task in GLUE))
+VARIANTS = ("smoke", "small", "tune", "paper", "paper_bert", "paper_vit", "glue_mnli", "glue_qnli",
+            "glue_qqp", "glue_rte", "glue_sst2", "glue_mrpc", "glue_cola", "glue_stsb")
 # fmt: on
 
 

@@ -39,6 +39,9 @@ class Nowhere:
     def save(self, *args: Any) -> None:
         pass
 
+    def settle(self) -> None:
+        pass
+
     def wait(self) -> None:
         pass
 
