@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import io
 import os
+import platform
 import re
 import signal
 import sys
@@ -30,6 +32,8 @@ HOSTS_HELP = (
 )
 COORDINATOR_HELP = "for several hosts by hand: HOST:PORT of process 0, a port that is free there"
 OVERRIDE_HELP = "replaces one setting, as often as you like; `bigr show` lists them"
+# Of <malloc.h>.
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 # What ends a command by no mistake of the program's, and the mend.
 _ROOM = "make room there or give another place; the same command then goes on where it can"
 _OTHER = "give a place that can be read and written to"
@@ -171,14 +175,29 @@ def help_text(command: Command) -> str:
     return "\n".join(lines)
 
 
-def cache_compilations() -> None:
-    """Keeps compiled programs on disk between runs; JAX's environment variables take precedence."""
+def prepare() -> None:
+    """Readies the process for computing: compiled programs stay on disk between runs, where JAX's
+    environment variables take precedence, and on a CPU freed memory stays in the process.
+    """
     import jax
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", cache_directory())
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    if jax.default_backend() == "cpu" and platform.libc_ver()[0] == "glibc":
+        _keep_freed_memory()
+
+
+def _keep_freed_memory() -> None:
+    """Has glibc serve large arrays from its heap, and keep up to a GiB of it that is free.
+
+    Else every step asks the kernel anew for the pages of its arrays, which clears them first: up to
+    a third of the time of a small network.
+    """
+    allocator = ctypes.CDLL(None)
+    allocator.mallopt(_M_MMAP_MAX, 0)
+    allocator.mallopt(_M_TRIM_THRESHOLD, 1 << 30)
 
 
 def cache_directory() -> str:

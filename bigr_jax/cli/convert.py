@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from absl import flags
 
-from bigr_jax.cli.command import Arguments, Command, cache_compilations
+from bigr_jax.cli.command import Arguments, Command, prepare
 from bigr_jax.cli.eval import required_workdir
 from bigr_jax.errors import UserError
 
@@ -24,7 +24,7 @@ def run(arguments: Arguments) -> None:
     """Reads or writes the files STAGE=FILE and says what is where."""
     workdir, given = required_workdir(arguments), arguments.flags
     pairs = stage_files(arguments.positional)
-    cache_compilations()
+    prepare()
     from bigr_jax.train import conversion
 
     if given.export:

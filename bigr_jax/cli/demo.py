@@ -6,7 +6,7 @@ import importlib.util
 
 from absl import flags
 
-from bigr_jax.cli.command import Arguments, Command, cache_compilations
+from bigr_jax.cli.command import Arguments, Command, prepare
 from bigr_jax.cli.eval import required_workdir
 from bigr_jax.errors import UserError
 
@@ -26,7 +26,7 @@ def run(arguments: Arguments) -> None:
     workdir, given = required_workdir(arguments), arguments.flags
     if importlib.util.find_spec("gradio") is None:
         raise UserError("the page needs gradio: pip install 'bigr_jax[demo]'")
-    cache_compilations()
+    prepare()
     from bigr_jax.model import load
 
     model = load(workdir)

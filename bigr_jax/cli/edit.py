@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from bigr_jax.cli.command import Arguments, Command, cache_compilations
+from bigr_jax.cli.command import Arguments, Command, prepare
 from bigr_jax.cli.eval import required_workdir
 from bigr_jax.errors import UserError, one_of
 
@@ -62,7 +62,7 @@ def run(arguments: Arguments) -> None:
     # Files are looked at before anything is compiled, and written after all is drawn.
     image = _read(given, "image")
     mask: Any = _read(given, "mask")
-    cache_compilations()
+    prepare()
     from bigr_jax import pictures
     from bigr_jax.model import from_run
     from bigr_jax.train.run import opened

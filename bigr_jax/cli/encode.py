@@ -6,7 +6,7 @@ import os
 
 from absl import flags
 
-from bigr_jax.cli.command import Arguments, Command, cache_compilations
+from bigr_jax.cli.command import Arguments, Command, prepare
 from bigr_jax.cli.eval import required_workdir
 
 
@@ -36,7 +36,7 @@ def run(arguments: Arguments) -> None:
     """Encodes the images and prints the folder of their codes."""
     workdir, given = required_workdir(arguments), arguments.flags
     folder = given.out or os.path.join(workdir, "codes")
-    cache_compilations()
+    prepare()
     from bigr_jax.train.encoding import encode
     from bigr_jax.train.run import opened
 

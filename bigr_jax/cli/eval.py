@@ -8,7 +8,7 @@ from typing import Any
 
 from absl import flags
 
-from bigr_jax.cli.command import Arguments, Command, cache_compilations
+from bigr_jax.cli.command import Arguments, Command, prepare
 from bigr_jax.errors import UserError
 
 # Flags that mean something with --inception, and with --probe, alone.
@@ -61,7 +61,7 @@ def run(arguments: Arguments) -> None:
     given = arguments.flags
     _check(arguments)
     workdir = "" if given.images else required_workdir(arguments)
-    cache_compilations()
+    prepare()
     if given.inception:
         show(_compared(workdir, arguments))
     elif given.probe:

@@ -8,7 +8,7 @@ from typing import Any
 
 from absl import flags
 
-from bigr_jax.cli.command import Arguments, Command, cache_compilations
+from bigr_jax.cli.command import Arguments, Command, prepare
 from bigr_jax.errors import UserError
 
 
@@ -47,7 +47,7 @@ def run(arguments: Arguments) -> None:
         devices = topologies.tpu_slice(given.topology)
     elif sizes:
         devices = topologies.simulated(sizes)
-        cache_compilations()
+        prepare()
     plans.plan(config, given.topology or "", devices, sizes, given.stage, given.search, given.json)
 
 

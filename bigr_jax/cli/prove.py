@@ -7,7 +7,7 @@ from pathlib import Path
 
 from absl import flags
 
-from bigr_jax.cli.command import Arguments, Command, cache_compilations
+from bigr_jax.cli.command import Arguments, Command, prepare
 from bigr_jax.errors import UserError
 
 
@@ -30,7 +30,7 @@ def run(arguments: Arguments) -> None:
     name = f"{Path(config.slug).stem}-{config.variant}-prove"
     workdir = arguments.flags.workdir or os.path.join("runs", name)
     writable("results", results)
-    cache_compilations()
+    prepare()
     from bigr_jax import registry
     from bigr_jax.lab import Lab
     from bigr_jax.lab.evidence import duration, sentence

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from absl import flags
 
-from bigr_jax.cli.command import Arguments, Command, cache_compilations
+from bigr_jax.cli.command import Arguments, Command, prepare
 from bigr_jax.cli.eval import required_workdir
 from bigr_jax.errors import UserError
 
@@ -36,7 +36,7 @@ def run(arguments: Arguments) -> None:
     """Draws a grid, a row per class, and prints the path of its PNG."""
     workdir, given = required_workdir(arguments), arguments.flags
     labels = class_numbers(given.classes)
-    cache_compilations()
+    prepare()
     from bigr_jax.train import commands
 
     captions = [words.strip() for words in given.captions.split(";") if words.strip()]

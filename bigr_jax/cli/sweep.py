@@ -7,7 +7,7 @@ from pathlib import Path
 
 from absl import flags
 
-from bigr_jax.cli.command import Arguments, Command, cache_compilations
+from bigr_jax.cli.command import Arguments, Command, prepare
 from bigr_jax.cli.prove import writable
 
 MOST = 100
@@ -35,7 +35,7 @@ def run(arguments: Arguments) -> None:
 
     chosen = sweep.parse(arguments.positional, config)
     writable("workdir", workdir)
-    cache_compilations()
+    prepare()
     from bigr_jax import files, pictures
     from bigr_jax.lab import Lab, plots
     from bigr_jax.lab.evidence import duration

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from absl import flags
 
-from bigr_jax.cli.command import Arguments, Command, cache_compilations
+from bigr_jax.cli.command import Arguments, Command, prepare
 
 
 def define(values: flags.FlagValues) -> None:
@@ -34,7 +34,7 @@ def run(arguments: Arguments) -> None:
     config = arguments.config()
     name = f"{Path(config.slug).stem}-{config.variant}"
     workdir = arguments.flags.workdir or os.path.join("runs", name)
-    cache_compilations()
+    prepare()
     from bigr_jax.train import commands
 
     given = arguments.flags

@@ -25,7 +25,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     monkeypatch.setitem(sys.modules, "bigr_jax.demo.server", server)
     monkeypatch.setitem(sys.modules, "bigr_jax.model", model)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
-    monkeypatch.setattr(demo, "cache_compilations", lambda: None)
+    monkeypatch.setattr(demo, "prepare", lambda: None)
     return kept
 
 
@@ -79,7 +79,7 @@ def test_a_folder_that_is_no_work_directory_is_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
-    monkeypatch.setattr(demo, "cache_compilations", lambda: None)
+    monkeypatch.setattr(demo, "prepare", lambda: None)
     assert main(["demo", f"--workdir={tmp_path}"]) == 2
     assert str(tmp_path) in capsys.readouterr().err
 
