@@ -2,13 +2,14 @@
 
 Claim     GLUE 84.3 against BERT-base's 83.5, masked accuracy on C4 69.1 against 67.3 %; ImageNet
           81.0 against ViT-B's 78.8 %.
-Evidence  Mixers of about as many parameters, 3 seeds: recall of pairs from both sides, hidden bytes
+Evidence  Mixers at one number of parameters, 3 seeds: recall of pairs from both sides, hidden bytes
           of Python sources, and real digits without positions.
 Command   bigr prove --config=hydra:small
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -26,15 +27,8 @@ MIXERS = ("hydra", "causal", "add", "mult", "concat", "add_diagonal", "add_shift
           "linear_attention", "fnet", "dense_di", "toeplitz_di", "toeplitz_dd", "dft_di",
           "vandermonde_dd", "cauchy_di", "cauchy_dd", "low_rank_di", "low_rank_dd", "attention_di",
           "attention_dd", "quasiseparable_di", "quasiseparable_dd")  # fmt: skip
-# What brings the others near Hydra's number of parameters: a feed-forward layer, and to attention
-# the positions that it does not see by itself; smaller queries and keys.
-PLACED = {"encoder.hidden": "120", "model.positions": "64"}
-SIZES = {
-    "attention": PLACED,
-    "linear_attention": PLACED,
-    "fnet": {"encoder.hidden": "250"},
-    **{name: {"mixer.qk_dim": "8"} for name in MIXERS if name.endswith("_dd")},
-}
+# Those that do not see by themselves where a token stands.
+PLACED = ("attention", "linear_attention", "fnet")
 # Of each task what it changes, and the mixers that are compared on it; () compares all.
 TASKS: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
     "recall": ({}, ()),
@@ -102,20 +96,48 @@ def stages(config: Any) -> dict[str, Method]:
 
 def study(config: Any, lab: Any) -> None:
     """Trains every mixer on every task, for as many steps, and compares their accuracies."""
-    arms = lab.arms({name: {"encoder.mixer": name, **SIZES.get(name, {})} for name in MIXERS})
-    for seed in lab.seeds:
-        for task in config.study.tasks:
-            changes, compared = TASKS[task]
-            for mixer, own in arms.items():
-                if compared and mixer not in compared:
-                    continue
-                run = lab.train(f"{mixer} on {task}", {**own, **changes}, seed)
+    places = {"model.positions": "64"}
+    arms = lab.arms(
+        {name: {"encoder.mixer": name, **(places if name in PLACED else {})} for name in MIXERS}
+    )
+    for task in config.study.tasks:
+        changes, compared = TASKS[task]
+        chosen = {
+            name: {**own, **changes}
+            for name, own in arms.items()
+            if not compared or name in compared
+        }
+        for mixer, whole in equalised(lab, task, chosen).items():
+            for seed in lab.seeds:
+                run = lab.train(f"{mixer} on {task}", whole, seed)
                 found = run.results()["stages"]["encoder"]["test"]
                 lab.record(mixer, task, found["accuracy"], seed)
-                shapes = jax.tree.leaves(run.plan("encoder").abstract.variables["params"])
-                lab.record(mixer, f"{task}: parameters", sum(leaf.size for leaf in shapes), seed)
+                lab.record(mixer, f"{task}: parameters", parameters(run), seed)
     for text, task, better, than, margin in CLAIMS:
         if task in config.study.tasks:
             lower = not isinstance(better, str)
             arm, other = (than, better) if lower else (better, than)
             lab.claim(text, task, arm, other, lower=lower, margin=margin)
+
+
+def equalised(
+    lab: Any, task: str, arms: Mapping[str, Mapping[str, str]]
+) -> dict[str, dict[str, str]]:
+    """Returns the changes of each arm with those that bring all to the parameters of the largest: a
+    feed-forward layer after every mixer fills what that leaves.
+    """
+    runs = {name: lab.run(f"{name} on {task}", own) for name, own in arms.items()}
+    largest, found = max(map(parameters, runs.values())), {}
+    for name, run in runs.items():
+        depth, width = run.config.encoder.depth, run.config.model.width
+        # A layer with h hidden features: (2 width + 1) h + width, and 2 width of its norm.
+        each = (largest - parameters(run)) / depth
+        hidden = max(0, round((each - 3 * width) / (2 * width + 1)))
+        found[name] = {**arms[name], "encoder.hidden": str(hidden)}
+    return found
+
+
+def parameters(run: Any) -> int:
+    """Returns the number of an encoder's parameters."""
+    shapes = run.plan("encoder").abstract.variables["params"]
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes))

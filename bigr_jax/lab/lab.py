@@ -92,7 +92,7 @@ class Lab:
         found = stage, dict(changes or {})
         if self._arms.get(arm, found) != found:
             raise ValueError(f"arm {arm!r} was {self._arms[arm]} before, now it is {found}")
-        run = self._run(arm, changes, seed, stage)
+        run = self.run(arm, changes, seed, stage)
         self._arms[arm] = found
         try:
             if stage is not None and self._base is not None:
@@ -104,15 +104,27 @@ class Lab:
             raise _named(arm, seed, error) from None
         return run
 
-    def check(
+    def run(
         self,
         arm: str,
         changes: Mapping[str, str] | None = None,
         seed: int = 0,
         stage: str | None = None,
-    ) -> None:
-        """Raises what `train` would raise of a mistake in the changes; trains nothing."""
-        self._run(arm, changes, seed, stage)
+    ) -> Run:
+        """Returns what `train` would train, and trains nothing; raises as `train` does of a mistake
+        in the changes.
+        """
+        try:
+            config = arms.changed(self.config, changes or {}, seed)
+            where = self._directory(config, stage)
+            if stage is None:
+                return Run(config, where)
+            self._refuse_other_stages(config, stage)
+            if self._base is None:
+                self._base = Run(self.config, self._directory(self.config, None))
+            return Run(config, where, base=self._base, stage=stage)
+        except UserError as error:
+            raise _named(arm, seed, error) from None
 
     def measure(
         self, arm: str, seed: int, function: Callable[[], Mapping[str, float]]
@@ -255,21 +267,6 @@ class Lab:
             "environment": there,
             "figures": sorted(self._figures),
         }
-
-    def _run(
-        self, arm: str, changes: Mapping[str, str] | None, seed: int, stage: str | None
-    ) -> Run:
-        try:
-            config = arms.changed(self.config, changes or {}, seed)
-            where = self._directory(config, stage)
-            if stage is None:
-                return Run(config, where)
-            self._refuse_other_stages(config, stage)
-            if self._base is None:
-                self._base = Run(self.config, self._directory(self.config, None))
-            return Run(config, where, base=self._base, stage=stage)
-        except UserError as error:
-            raise _named(arm, seed, error) from None
 
     def _directory(self, config: ConfigDict, stage: str | None) -> str:
         return os.path.join(self.workdir, arms.directory(self.config, config, stage))

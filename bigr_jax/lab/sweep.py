@@ -102,7 +102,7 @@ def run(lab: Lab, sweep: Sweep, stage: str | None) -> dict[str, Any]:
     Raises UserError, before anything is trained, for settings that the experiment refuses.
     """
     for arm, changes in sweep.combinations.items():
-        lab.check(arm, changes, sweep.seeds[0], stage)
+        lab.run(arm, changes, sweep.seeds[0], stage)
     measured = stage or ""
     for arm, changes in sweep.combinations.items():
         for seed in sweep.seeds:

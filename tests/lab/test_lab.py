@@ -172,7 +172,7 @@ def test_a_study_may_be_asked_for_some_of_its_arms(lab, tiny):
 
 def test_mistakes_name_the_arm_and_the_seed(lab, stub):
     with pytest.raises(UserError, match=r"^arm 'a', seed 3: config\.method\.nois is not a key"):
-        lab.check("a", {"method.nois": "1"}, 3)
+        lab.run("a", {"method.nois": "1"}, 3)
     with pytest.raises(UserError, match=r"^arm 'b', seed 0: --stage=thrd is no stage"):
         lab.train("b", {}, stage="thrd")
     other = r"^arm 'c', seed 0: config\.train\.first\.ema is none of stage 'second'"
