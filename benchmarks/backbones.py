@@ -33,7 +33,7 @@ import jax.numpy as jnp
 from timing import Form, interleaved, positive, ratio, table
 
 from bigr_jax import config as configs
-from bigr_jax.cli.command import cache_compilations
+from bigr_jax.cli.command import prepare
 from bigr_jax.data import train_batches
 from bigr_jax.errors import UserError
 from bigr_jax.lab import Lab
@@ -64,7 +64,7 @@ HEADER = ["tokens", "backbone", "parameters", "bits", "frechet", "as asked", "pr
 def main(argv: Sequence[str] | None = None) -> int:
     """Trains, measures and times all, and prints the table; returns the exit status."""
     given = arguments(argv)
-    cache_compilations()
+    prepare()
     rows: list[list[str]] = []
     try:
         for tokens in given.tokens:

@@ -191,8 +191,13 @@ def share(tree: Any) -> float:
 def compared(row: Row, rows: Sequence[Row]) -> Row:
     """Returns a row with, in place of its losses, the largest difference from one device."""
     one = next(r for r in rows if r["stage"] == row["stage"] and r["mesh"] == "data=1")
-    # Of a mesh with more than one device; on one, jax keeps none that would do nothing.
-    other = max(r["constraints"] for r in rows if r["stage"] == row["stage"])
+    # Of meshes with more than one device; on one, jax keeps none that would do nothing. Over seq
+    # Hydra takes another form, which declares more.
+    other = max(
+        r["constraints"]
+        for r in rows
+        if r["stage"] == row["stage"] and over_seq(r) == over_seq(row)
+    )
     difference = max(
         abs(mine["loss"] - his["loss"]) / max(abs(his["loss"]), SMALLEST)
         for mine, his in zip(row["losses"], one["losses"], strict=True)
@@ -204,6 +209,11 @@ def compared(row: Row, rows: Sequence[Row]) -> Row:
         "same_start": row["start"] == one["start"],
         "declared": other,
     }
+
+
+def over_seq(row: Row) -> bool:
+    """Whether a row's mesh cuts sequences."""
+    return sizes(row["mesh"]).get("seq", 1) > 1
 
 
 def holds(row: Row) -> bool:

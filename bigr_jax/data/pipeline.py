@@ -13,6 +13,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
 
 import grain
 import numpy as np
@@ -22,7 +23,7 @@ from bigr_jax.data.order import Order
 from bigr_jax.data.source import LazySource, Source
 from bigr_jax.errors import UserError
 
-__all__ = ["Batches", "HostBatch", "Order", "ahead", "eval_batches", "train_batches"]
+__all__ = ["Batches", "HostBatch", "Order", "Share", "ahead", "eval_batches", "train_batches"]
 
 HostBatch = dict[str, np.ndarray]
 Batches = Generator[HostBatch, None, None]
@@ -32,36 +33,65 @@ _THREADS = max(16, os.cpu_count() or 1)
 _Plan = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
+class Share(NamedTuple):
+    """What a process reads of every global batch: `blocks`, ascending, of the `of` equal ones
+    into which its rows are cut.
+    """
+
+    blocks: tuple[int, ...] = (0,)
+    of: int = 1
+
+    def rows(self, batch_size: int) -> int:
+        """Returns how many rows these are. Raises UserError where the batch does not divide."""
+        if not set(self.blocks) <= set(range(self.of)):
+            raise ValueError(f"blocks {self.blocks} are not all of 0 to {self.of - 1}")
+        if batch_size < 1 or batch_size % self.of:
+            raise UserError(
+                f"batch_size={batch_size} does not divide into {self.of} equal parts"
+            )
+        return batch_size // self.of * len(self.blocks)
+
+    def positions(self, elements: np.ndarray, batch_size: int) -> np.ndarray:
+        """Returns where these elements of this process's sequence, int64 [n], stand in the whole
+        one.
+        """
+        each = batch_size // self.of
+        step, row = np.divmod(elements, each * len(self.blocks))
+        block, rest = np.divmod(row, each)
+        return step * batch_size + np.asarray(self.blocks)[block] * each + rest
+
+
+_ALL = Share()
+
+
 def train_batches(
     source: Source,
     batch_size: int,
     seed: int,
     start_step: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
+    share: Share = _ALL,
     prefetch: int = 2,
     threads: int = _THREADS,
     repeat: int = 1,
 ) -> Batches:
-    """Returns the endless iterator of this process's rows of the global batches from start_step on.
+    """Returns the endless iterator of a share of the global batches from start_step on.
 
     A batch is {"image": uint8 [b, H, W, C], "label": int32 [b], "index": int32 [b], "mask": float32
-    ones [b]}, b = batch_size / process_count; a source of codes gives "codes" in place of the
+    ones [b]}, b = `share.rows(batch_size)`; a source of codes gives "codes" in place of the
     images, and of several copies of an image another one every time. Where some examples are held
     out, see `data.division`, rows of those are beside them, in an order of their own, under names
     that begin with "held_". With `repeat` every example
     stands so many times in a row (Hoffer et al., arXiv 1901.09335), and `repeat` epochs are one
     permutation. `prefetch` batches are made ahead in a background thread (0: none); `threads`
     decode the examples of a LazySource. What the source raises is raised to the consumer; closing
-    the iterator ends the threads. Raises UserError where batch_size does not divide over the
-    processes.
+    the iterator ends the threads. Raises UserError where batch_size does not divide.
     """
-    rows = _rows(batch_size, process_index, process_count)
+    rows = share.rows(batch_size)
     length, copies = len(source), getattr(source, "copies", 1)
     order, held = Order(length, seed), held_of(source)
 
     def plan(elements: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        positions = _positions(elements, rows, process_index, process_count)
+        positions = share.positions(elements, batch_size)
         drawn, again = np.divmod(positions, repeat)
         indices = order.at(drawn)
         # In as many turns as there are copies, every image is seen once in each of them.
@@ -72,7 +102,7 @@ def train_batches(
     own = _batches(source, plan, rows, steps, prefetch, threads)
     if held is None:
         return own
-    where = (start_step, process_index, process_count, prefetch, threads)
+    where = (start_step, share, prefetch, threads)
     size, again = held.rows(batch_size), held.seed(seed)
     return _beside(own, train_batches(held.source, size, again, *where))
 
@@ -80,37 +110,23 @@ def train_batches(
 def eval_batches(
     source: Source,
     batch_size: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    share: Share = _ALL,
     prefetch: int = 2,
     threads: int = _THREADS,
 ) -> Batches:
-    """Returns the iterator of this process's rows over all examples once, in order.
+    """Returns the iterator of a share of the batches over all examples once, in order.
 
     Batches are as in `train_batches`, equally many on every process; the last is filled up by
     repeating the last example with mask 0, which keeps the padding as harmless to a model as data.
     """
-    rows = _rows(batch_size, process_index, process_count)
+    rows = share.rows(batch_size)
     length = len(source)
 
     def plan(elements: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        positions = _positions(elements, rows, process_index, process_count)
+        positions = share.positions(elements, batch_size)
         return np.minimum(positions, length - 1), (positions < length).astype(np.float32)
 
     return _batches(source, plan, rows, range(-(-length // batch_size)), prefetch, threads)
-
-
-def _rows(batch_size: int, process_index: int, process_count: int) -> int:
-    if not 0 <= process_index < process_count:
-        raise ValueError(f"process_index is {process_index} of {process_count} processes")
-    if batch_size < 1 or batch_size % process_count:
-        raise UserError(f"batch_size={batch_size} does not divide over {process_count} processes")
-    return batch_size // process_count
-
-
-def _positions(elements: np.ndarray, rows: int, process: int, processes: int) -> np.ndarray:
-    step, row = np.divmod(elements, rows)
-    return (step * processes + process) * rows + row
 
 
 def _batches(

@@ -68,7 +68,7 @@ def apply(levels: Array, kind: Array, strength: Array, sign: Array) -> Array:
 def _on_each_device(run: Callable[..., Array], *arrays: Array) -> Array:
     # A loop over rows that lie on several devices would take every row to all of them.
     sizes = dict(jax.sharding.get_abstract_mesh().shape)
-    axes = tuple(name for name in ("data", "fsdp") if sizes.get(name, 1) > 1)
+    axes = tuple(name for name in ("fsdp", "data") if sizes.get(name, 1) > 1)
     if not axes or len(arrays[0]) % math.prod(sizes[name] for name in axes):
         return run(*arrays)
     rows = PartitionSpec(axes)

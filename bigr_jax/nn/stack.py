@@ -68,6 +68,7 @@ def scan_layers(
         in_axes=(0, *(nn.broadcast for _ in inputs)),
         length=count,
         unroll=unroll,
+        check_constancy_invariants=False,
         metadata_params={nn.PARTITION_NAME: "layers"},
     )
     if first is not None:

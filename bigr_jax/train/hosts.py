@@ -19,11 +19,13 @@ from importlib import metadata
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 import bigr_jax
+from bigr_jax.data import Share
 from bigr_jax.errors import UserError
-from bigr_jax.train import relay
+from bigr_jax.train import relay, sharding
 from bigr_jax.train.team import Store, Team
 
 PATIENCE = 20.0
@@ -217,23 +219,27 @@ def options() -> dict[str, str]:
     return {name: os.environ.get(name, "") for name in _OPTIONS}
 
 
-def share(mesh: Mesh) -> tuple[int, int]:
-    """Returns which part of a batch this process feeds to a mesh, and of how many equal ones.
+def share(mesh: Mesh) -> Share:
+    """Returns what this process reads of a batch, to feed it to its devices of a mesh.
 
-    Processes that hold the same rows, as those of one model axis do, feed the same part. Raises
+    Processes that hold the same rows, as those of one model axis do, read the same. Raises
     UserError where the processes' rows overlap in part.
     """
-    rows = mesh.devices.reshape(mesh.shape["data"] * mesh.shape["fsdp"], -1)
+    # A row for every block of a batch, in their order, of the devices that hold it.
+    cut = [sharding.AXES.index(name) for name in sharding.RULES["batch"] or ()]
+    rows = np.moveaxis(mesh.devices, cut, range(len(cut)))
+    rows = rows.reshape(mesh.shape["data"] * mesh.shape["fsdp"], -1)
     held: dict[int, list[int]] = {}
     for row, across in enumerate(rows):
         for process in {device.process_index for device in across}:
             held.setdefault(process, []).append(row)
-    parts = sorted({tuple(part) for part in held.values()})
+    parts = {tuple(part) for part in held.values()}
     if sum(map(len, parts)) != len(rows) or len({len(part) for part in parts}) > 1:
         raise UserError(
             f"mesh {dict(mesh.shape)}: the rows of a batch do not divide over {len(held)} processes"
         )
-    return parts.index(tuple(held[jax.process_index()])), len(parts)
+    own = tuple(held[jax.process_index()])
+    return Share(own, len(rows)) if len(parts) > 1 else Share()
 
 
 def devices() -> dict[str, Any]:

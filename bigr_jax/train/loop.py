@@ -291,8 +291,8 @@ class _Fitting:
 
 
 def _host_batches(plan: Plan, source: Source, start: int, mesh: Mesh) -> Iterator[HostBatch]:
-    part, parts = hosts.share(mesh)
-    return train_batches(source, plan.batch_size, plan.seed, start, part, parts, repeat=plan.repeat)
+    share = hosts.share(mesh)
+    return train_batches(source, plan.batch_size, plan.seed, start, share, repeat=plan.repeat)
 
 
 def trace_step(
@@ -332,10 +332,7 @@ class Evaluator:
     def __call__(self, variables: Any, source: Source) -> dict[str, float]:
         key = sharding.root_key(self._plan.seed, self._mesh)
         sums: dict[str, np.ndarray] = {}
-        part, parts = hosts.share(self._mesh)
-        batches = eval_batches(
-            source, self._plan.eval_batch_size, process_index=part, process_count=parts
-        )
+        batches = eval_batches(source, self._plan.eval_batch_size, hosts.share(self._mesh))
         placed = device_batches(batches, self._mesh)
         with scope(self._mesh), contextlib.closing(placed):
             total = -(-len(source) // self._plan.eval_batch_size)
@@ -360,7 +357,7 @@ def scope(mesh: Mesh) -> Iterator[None]:
 def device_batches(
     batches: Iterator[HostBatch], mesh: Mesh
 ) -> Generator[dict[str, Array], None, None]:
-    """Yields global arrays, rows over data and fsdp, from each host's own rows."""
+    """Yields global arrays, rows over fsdp and data, from each host's own rows."""
     where = sharding.batch_sharding(mesh)
     try:
         for batch in batches:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bigr_jax.data import eval_batches, open_source, train_batches
+from bigr_jax.data import Share, eval_batches, open_source, train_batches
 from bigr_jax.data.described import spec
 from bigr_jax.data.division import counts, divide
 from bigr_jax.data.order import Order
@@ -83,13 +83,13 @@ def test_both_streams_are_exact_on_all_hosts_and_after_a_restart(hosts, start, e
     source, size = divide(small(37), "11:23", every), 12
     steps = 4
     parts = [
-        take(train_batches(source, size, 5, start, host, hosts, prefetch=0), steps)
+        take(train_batches(source, size, 5, start, Share((host,), hosts), prefetch=0), steps)
         for host in range(hosts)
         if size % hosts == 0 and size // every % hosts == 0
     ]
     if len(parts) < hosts:
         with pytest.raises(UserError, match="does not divide"):
-            train_batches(source, size, 5, start, 0, hosts)
+            train_batches(source, size, 5, start, Share((0,), hosts))
         return
     for step in range(steps):
         rows = [part[step] for part in parts]

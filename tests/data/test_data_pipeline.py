@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import threading
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bigr_jax.data import Info, Order, eval_batches, train_batches
+from bigr_jax.data import Info, Order, Share, eval_batches, train_batches
 from bigr_jax.data.pipeline import Batches, HostBatch
 from bigr_jax.data.source import LazySource
 from bigr_jax.errors import UserError
@@ -71,7 +72,7 @@ def test_hosts_threads_and_prefetch_change_nothing(
     source = numbered(LENGTH, lazy)
 
     def host(index: int) -> Batches:
-        return train_batches(source, BATCH, 3, 2, index, hosts, prefetch, threads)
+        return train_batches(source, BATCH, 3, 2, Share((index,), hosts), prefetch, threads)
 
     plain = take(train_batches(numbered(LENGTH), BATCH, 3, prefetch=0), 8)[2:]
     equal(whole(host, hosts, 6), plain)
@@ -85,8 +86,14 @@ def test_a_restart_goes_on_even_with_other_hosts(
     numbered: Callable, step: int, before: int, after: int, lazy: bool
 ) -> None:
     source = numbered(LENGTH, lazy)
-    unbroken = whole(lambda host: train_batches(source, BATCH, 1, step, host, before), before, 3)
-    resumed = whole(lambda host: train_batches(source, BATCH, 1, step + 1, host, after), after, 2)
+
+    def of(hosts: int, start: int, count: int) -> list[HostBatch]:
+        def make(host: int) -> Batches:
+            return train_batches(source, BATCH, 1, start, Share((host,), hosts))
+
+        return whole(make, hosts, count)
+
+    unbroken, resumed = of(before, step, 3), of(after, step + 1, 2)
     equal(unbroken[1:], resumed)
 
 
@@ -99,7 +106,7 @@ def test_each_epoch_has_every_example_once(
     steps = -(-epochs * length // batch)
     source = numbered(length)
     batches = whole(
-        lambda host: train_batches(source, batch, seed, 0, host, hosts, prefetch=0), hosts, steps
+        lambda host: train_batches(source, batch, seed, 0, Share((host,), hosts), 0), hosts, steps
     )
     seen = np.concatenate([one["index"] for one in batches])[: epochs * length]
     np.testing.assert_array_equal(
@@ -113,7 +120,7 @@ def test_evaluation_has_every_example_once_and_padding_without_weight(
     numbered: Callable, length: int, rows: int, hosts: int, lazy: bool
 ) -> None:
     batch, source = rows * hosts, numbered(length, lazy)
-    batches = whole(lambda host: eval_batches(source, batch, host, hosts), hosts, 10**6)
+    batches = whole(lambda host: eval_batches(source, batch, Share((host,), hosts)), hosts, 10**6)
     assert len(batches) == -(-length // batch)
     index = np.concatenate([one["index"] for one in batches])
     mask = np.concatenate([one["mask"] for one in batches])
@@ -133,7 +140,9 @@ def test_examples_repeat_in_a_row_on_all_hosts_and_after_a_restart(
 ) -> None:
     source, batch = numbered(length, lazy), rows * hosts
     batches = whole(
-        lambda host: train_batches(source, batch, 4, step, host, hosts, 1, 2, repeat), hosts, 3
+        lambda host: train_batches(source, batch, 4, step, Share((host,), hosts), 1, 2, repeat),
+        hosts,
+        3,
     )
     positions = np.arange(step * batch, (step + 3) * batch)
     expected = Order(length, 4).at(positions // repeat)
@@ -173,7 +182,9 @@ class Copied:
 def test_every_copy_is_seen_once_in_as_many_epochs(hosts: int) -> None:
     source, batch, epochs = Copied(10), 4, 6
     batches = whole(
-        lambda host: train_batches(source, batch, 7, 0, host, hosts), hosts, epochs * 10 // batch
+        lambda host: train_batches(source, batch, 7, 0, Share((host,), hosts)),
+        hosts,
+        epochs * 10 // batch,
     )
     codes = np.concatenate([one["codes"] for one in batches]).astype(int)
     index = np.concatenate([one["index"] for one in batches])
@@ -235,9 +246,25 @@ def test_what_the_source_raises_reaches_the_consumer(
 
 def test_bad_sizes_are_refused_when_called(numbered: Callable) -> None:
     source = numbered(LENGTH)
-    with pytest.raises(UserError, match="batch_size=9 does not divide over 2 processes"):
-        train_batches(source, 9, 0, process_count=2)
+    with pytest.raises(UserError, match="batch_size=9 does not divide into 2 equal parts"):
+        train_batches(source, 9, 0, share=Share((0,), 2))
     with pytest.raises(UserError, match="batch_size=0"):
         eval_batches(source, 0)
     with pytest.raises(ValueError, match="process_index is 2 of 2"):
-        eval_batches(source, 8, 2, 2)
+        eval_batches(source, 8, Share((2,), 2))
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.permutations(range(6)), st.sampled_from([1, 2, 3]), st.booleans())
+def test_blocks_of_any_hosts_make_up_the_batch(
+    numbered: Callable, order: list[int], hosts: int, measured: bool
+) -> None:
+    source, batch, each = numbered(LENGTH), 12, 6 // hosts
+    make = eval_batches if measured else functools.partial(train_batches, seed=4)
+    for step, plain in enumerate(take(make(source, batch), 2)):
+        found = np.full(batch, -1)
+        for host in range(hosts):
+            blocks = tuple(sorted(order[host * each : (host + 1) * each]))
+            own = take(make(source, batch, share=Share(blocks, 6)), 2)[step]["index"]
+            found[np.concatenate([np.arange(2 * b, 2 * b + 2) for b in blocks])] = own
+        np.testing.assert_array_equal(found, plain["index"])

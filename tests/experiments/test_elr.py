@@ -89,7 +89,7 @@ def test_published_settings_build(variant, parameters, images, tmp_path):
     shape = (2, 2, 1, 1)
     mesh = AbstractMesh(shape, sharding.AXES, axis_types=(AxisType.Auto,) * 4)
     placed = sharding.place(run.boxed("model"), mesh)
-    assert placed["memory"]["targets"].spec == PartitionSpec(("data", "fsdp"), None)
+    assert placed["memory"]["targets"].spec == PartitionSpec(("fsdp", "data"), None)
 
 
 def test_an_unknown_network_is_named(tmp_path):

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 
+from bigr_jax.data import Share
 from bigr_jax.errors import UserError
 from bigr_jax.train import hosts, sharding, team
 from bigr_jax.train.team import Store, Team
@@ -222,20 +223,33 @@ def mesh_of(*rows):
 
 
 @pytest.mark.parametrize(
-    "rows, parts, count",
+    "rows, blocks",
     [
-        ([[0], [0], [1], [1]], {0: 0, 1: 1}, 2),
-        ([[0, 0], [1, 1]], {0: 0, 1: 1}, 2),
-        ([[0, 1], [2, 3]], {0: 0, 1: 0, 2: 1, 3: 1}, 2),
-        ([[0, 1], [0, 1]], {0: 0, 1: 0}, 1),
-        ([[1], [0], [1], [0]], {0: 1, 1: 0}, 2),
-        ([[1, 1, 0, 0], [3, 3, 2, 2]], {0: 0, 1: 0, 2: 1, 3: 1}, 2),
+        ([[0], [0], [1], [1]], {0: (0, 1), 1: (2, 3)}),
+        ([[0, 0], [1, 1]], {0: (0,), 1: (1,)}),
+        ([[0, 1], [2, 3]], {0: (0,), 1: (0,), 2: (1,), 3: (1,)}),
+        ([[1], [0], [1], [0]], {0: (1, 3), 1: (0, 2)}),
+        ([[1, 1, 0, 0], [3, 3, 2, 2]], {0: (0,), 1: (0,), 2: (1,), 3: (1,)}),
     ],
 )
-def test_each_process_feeds_the_rows_that_its_devices_hold(monkeypatch, rows, parts, count):
-    for process, part in parts.items():
+def test_each_process_feeds_the_rows_that_its_devices_hold(monkeypatch, rows, blocks):
+    for process, own in blocks.items():
         monkeypatch.setattr(jax, "process_index", lambda process=process: process)
-        assert hosts.share(mesh_of(*rows)) == (part, count)
+        assert hosts.share(mesh_of(*rows)) == Share(own, len(rows))
+
+
+def test_rows_that_every_process_holds_are_the_whole_batch():
+    assert hosts.share(mesh_of([0, 1], [0, 1])) == Share()
+
+
+def test_rows_are_cut_by_fsdp_first(monkeypatch):
+    # Two hosts of two devices, data between them, fsdp within.
+    mesh = mesh_of([0], [0], [1], [1])
+    mesh.devices = mesh.devices.reshape(2, 2, 1, 1)
+    mesh.shape = {"data": 2, "fsdp": 2, "model": 1, "seq": 1}
+    for process in (0, 1):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        assert hosts.share(mesh) == Share((process, 2 + process), 4)
 
 
 @pytest.mark.parametrize("rows", [[[0, 0], [0, 1]], [[0, 0], [0, 0], [1, 1]]])

@@ -140,9 +140,10 @@ def test_a_large_table_is_neither_copied_nor_read_whole():
         ({}, 512, None),
         ({"data": 2}, 512, "data"),
         ({"fsdp": 4}, 512, "fsdp"),
-        ({"data": 2, "fsdp": 4, "model": 2}, 512, ("data", "fsdp")),
-        # As many axes as divide the rows.
-        ({"data": 2, "fsdp": 4}, 6, "data"),
+        ({"data": 2, "fsdp": 4, "model": 2}, 512, ("fsdp", "data")),
+        # As many axes as divide the rows; the columns then.
+        ({"data": 4, "fsdp": 2}, 6, "fsdp"),
+        ({"data": 2, "fsdp": 4}, 6, None),
         ({"data": 4}, 6, None),
     ],
 )
@@ -151,5 +152,5 @@ def test_a_table_lies_in_parts_over_data_and_fsdp(sizes, rows, wanted):
     mesh = AbstractMesh(shape, sharding.AXES, axis_types=(AxisType.Auto,) * 4)
     leaf = jax.ShapeDtypeStruct((rows, 4), jnp.float32)
     boxed = {"targets": nn.LogicallyPartitioned(leaf, ("examples", None))}
-    second = "fsdp" if sizes.get("fsdp") == 4 and wanted == "data" else None
+    second = "fsdp" if sizes.get("fsdp") and wanted is None else None
     assert sharding.place(boxed, mesh)["targets"].spec == PartitionSpec(wanted, second)
