@@ -74,7 +74,8 @@ def search(
 
     known  the figures of the config's own policy and batch size, None where those do not fit
 
-    Two batch sizes are compiled for each policy; all figures are close to linear in the batch.
+    Two batch sizes are compiled for each policy; all figures are close to linear in the batch,
+    unless the memory runs short, see `_total`.
     Those that fit come first, the largest bound on MFU first among them, then the
     largest batch.
     """
@@ -128,8 +129,8 @@ def _along_batches(
     device, measured = run.mesh.devices.flat[0], {batch: found for batch, found in pair}
     limit, choices = memory.memory_limit(device), []
     for batch in sorted({int(size * factor) // unit * unit for factor in FACTORS} - {0}):
-        numbers = [_along(pair, batch, field) for field in ("total", "operations", "traffic")]
-        total, done, traffic = numbers
+        done, traffic = (_along(pair, batch, field) for field in ("operations", "traffic"))
+        total = _total(pair, batch)
         each = run.mesh.size
         bound = chips.bound(
             device, done / each, useful * batch / each, traffic, _along(pair, batch, "moved")
@@ -143,6 +144,21 @@ def _along_batches(
         settings = {**remat, key: str(batch)}
         choices.append(Choice(settings, batch, total, fits, bound, batch in measured))
     return choices
+
+
+def _total(pair: Sequence[tuple[int, Figures]], batch: int) -> float:
+    """Returns the bytes at a batch size.
+
+    Where the larger of two takes no more than the smaller, the compiler, short of memory, has
+    chosen otherwise for it, and a line would say that still larger ones take less. Then all but the
+    weights and what belongs to them grows with the batch.
+    """
+    sizes = [found.total for _, found in sorted(pair)]
+    if len(pair) < 2 or batch in dict(pair) or sizes[0] < sizes[1]:
+        return _along(pair, batch, "total")
+    near, found = min(pair, key=lambda one: abs(one[0] - batch))
+    kept = sum(found.memory.get(name, 0) for name in memory.WEIGHTS)
+    return kept + (found.total - kept) * batch / near
 
 
 def _along(pair: Sequence[tuple[int, Figures]], batch: int, field: str) -> float:

@@ -250,7 +250,7 @@ def test_bad_sizes_are_refused_when_called(numbered: Callable) -> None:
         train_batches(source, 9, 0, share=Share((0,), 2))
     with pytest.raises(UserError, match="batch_size=0"):
         eval_batches(source, 0)
-    with pytest.raises(ValueError, match="process_index is 2 of 2"):
+    with pytest.raises(ValueError, match="are not all of 0 to 1"):
         eval_batches(source, 8, Share((2,), 2))
 
 

@@ -99,3 +99,24 @@ def test_where_the_configs_own_batch_does_not_fit_smaller_ones_are_compiled(
     found = advice.search(make, config, "generator", None)
     assert ("none", 8) in made and ("none", 4) in made
     assert found[0].settings == {"model.remat": "none", "train.generator.batch_size": "8"}
+
+
+def test_no_larger_batch_takes_less(monkeypatch: pytest.MonkeyPatch, made: Any) -> None:
+    compiled = planning.plan_step
+
+    def plan_step(run: Any, name: str, size: int) -> Figures:
+        # Short of memory, the compiler repeats more of the larger batch.
+        found = compiled(run, name, size)
+        short = {**found.memory, "activations": (7 if size > 8 else 8) * GIB}
+        return found._replace(memory=short)
+
+    monkeypatch.setattr(planning, "plan_step", plan_step)
+    config = configs.load("bigr:smoke", {"train.generator.batch_size": "16"})
+    found = advice.search(make, config, "generator", plan_step(make({}), "generator", 16))
+    total = {c.batch_size: c.total for c in found if c.settings["model.remat"] == "none"}
+    measured = {8: 4 + 8, 16: 4 + 7}
+    predicted = {4: 4 + 4, 32: 4 + 14, 64: 4 + 28, 128: 4 + 56}
+    assert total == {size: gib * GIB for size, gib in (measured | predicted).items()}
+    assert [c.batch_size for c in found if c.fits and c.settings["model.remat"] == "none"] == [
+        16, 8, 4,
+    ]  # fmt: skip
