@@ -29,6 +29,7 @@ import scaled
 from timing import HEADER, compared, interleaved, positive, table
 
 from bigr_jax import config as configs
+from bigr_jax.cli.command import prepare
 from bigr_jax.errors import UserError
 from bigr_jax.generate.bernoulli import predict_bits
 from bigr_jax.generate.codes import steps
@@ -54,6 +55,8 @@ Form = Callable[[Any, Array, Array], Generated]
 def main(argv: Sequence[str] | None = None) -> int:
     """Checks and times all settings; returns the exit status."""
     given = arguments(argv)
+    # As `bigr` does: memory that is freed stays in the process.
+    prepare()
     try:
         model, variables = trained(given.workdir) if given.workdir else untrained(given)
     except UserError as error:

@@ -33,6 +33,7 @@ import scaled
 from timing import HEADER, compared, interleaved, positive, repeated, table
 
 from bigr_jax import config as configs
+from bigr_jax.cli.command import prepare
 from bigr_jax.errors import UserError
 from bigr_jax.generate.codes import steps
 from bigr_jax.generate.draws import Draws, KeyDraws, RecordedDraws
@@ -59,6 +60,8 @@ Array = jax.Array
 def main(argv: Sequence[str] | None = None) -> int:
     """Checks and times; returns the exit status."""
     given = arguments(argv)
+    # As `bigr` does: memory that is freed stays in the process.
+    prepare()
     try:
         config = scaled.given_config(given)
     except UserError as error:

@@ -32,6 +32,7 @@ from timing import HEADER, Taken, compared, interleaved, positive, ratio, repeat
 
 from bigr_jax import config as configs
 from bigr_jax.api import TrainState
+from bigr_jax.cli.command import prepare
 from bigr_jax.ops import flops
 from bigr_jax.ops.packing import pack_bits
 from bigr_jax.tasks.code_generator import CodeGenerator
@@ -49,6 +50,8 @@ Array = jax.Array
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the parts that are asked for; returns the exit status."""
     given = arguments(argv)
+    # As `bigr` does: memory that is freed stays in the process.
+    prepare()
     return max(PARTS[name](given) for name in given.parts)
 
 
