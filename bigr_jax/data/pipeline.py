@@ -46,9 +46,7 @@ class Share(NamedTuple):
         if not set(self.blocks) <= set(range(self.of)):
             raise ValueError(f"blocks {self.blocks} are not all of 0 to {self.of - 1}")
         if batch_size < 1 or batch_size % self.of:
-            raise UserError(
-                f"batch_size={batch_size} does not divide into {self.of} equal parts"
-            )
+            raise UserError(f"batch_size={batch_size} does not divide into {self.of} equal parts")
         return batch_size // self.of * len(self.blocks)
 
     def positions(self, elements: np.ndarray, batch_size: int) -> np.ndarray:

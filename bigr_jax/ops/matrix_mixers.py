@@ -63,18 +63,31 @@ def cosine_matrix(length: int, size: int) -> Array:
     return jnp.cos(2 * math.pi * (steps[:, None] * steps % size / size))[None, None]
 
 
-@jax.checkpoint
 def vandermonde_matrix(query: Array, key: Array) -> Array:
     """Returns M_ij = sum over d of cos(2 pi q_id j / 1000) - cos(2 pi k_jd i / 1000), [b, h, l, l].
 
     query and key: [b, l, h, d]
     """
-    steps = jnp.arange(query.shape[1], dtype=jnp.float32)
-    turn = 2e-3 * math.pi
-    query, key = (turn * jnp.swapaxes(v.astype(jnp.float32), 1, 2) for v in (query, key))
-    rows = jnp.cos(query[:, :, :, None] * steps[:, None])
-    columns = jnp.cos(key[:, :, None] * steps[:, None, None])
-    return (rows - columns).sum(axis=-1)
+    rows, columns = (_cosine_sums(2e-3 * math.pi * v.astype(jnp.float32)) for v in (query, key))
+    return rows - jnp.swapaxes(columns, -1, -2)
+
+
+def _cosine_sums(angle: Array) -> Array:
+    """Returns the sum over d of cos(angle_id j), [b, h, l, l]; angle: [b, l, h, d].
+
+    With j = n a + c it is a product of matrices, by cos(x + y) = cos x cos y - sin x sin y, and
+    needs cosines and sines of some 2 sqrt(l) multiples, not of l.
+    """
+    length = angle.shape[1]
+    each = math.isqrt(length - 1) + 1
+    coarse, fine = (
+        jnp.swapaxes(angle, 1, 2)[..., None] * steps.astype(jnp.float32)
+        for steps in (jnp.arange(0, length, each), jnp.arange(each))
+    )
+    # In float32 on a TPU too, whose default would round the cosines to bfloat16.
+    product = functools.partial(jnp.einsum, "bhida,bhidc->bhiac", precision="highest")
+    sums = product(jnp.cos(coarse), jnp.cos(fine)) - product(jnp.sin(coarse), jnp.sin(fine))
+    return sums.reshape(*sums.shape[:3], -1)[..., :length]
 
 
 @jax.checkpoint
