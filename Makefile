@@ -40,6 +40,7 @@ docs: $(VENV)/test.stamp
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check
+	$(BIN)/ruff format --check
 	$(BIN)/mypy bigr_jax experiments configs benchmarks scripts
 
 clean:
