@@ -42,7 +42,7 @@ def get_config(variant: str = "small") -> ConfigDict:
     # () compares all mixers.
     config.study = section(seeds=3, tasks=("recall", "text", "digits"), arms=())
     config.train = section(
-        encoder=stage("1000 steps", 32, lr=3e-3, weight_decay=1e-2, evaluate="100%",
+        encoder=stage("1500 steps", 32, lr=3e-3, weight_decay=1e-2, evaluate="100%",
                       save="100%"))
     # fmt: on
     if variant == "smoke":
@@ -68,7 +68,7 @@ def _smoke(config: ConfigDict) -> None:
 def _tune(config: ConfigDict) -> None:
     """Hidden bytes of Python's sources, then the package that a piece of them is of."""
     config.data.source, config.data.size, config.mixer.length = "packages", 64, 64
-    config.masking.rate = 0.15
+    config.masking.rate, config.train.encoder.duration = 0.15, "1000 steps"
     config.data.labels, config.finetune.pool = 8, "mean"
     config.train.classifier = stage("500 steps", 32, lr=1e-3, weight_decay=1e-2, evaluate="100%")
 
