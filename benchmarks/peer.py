@@ -4,8 +4,9 @@
                               [--images=2] [--repeats=7] [--parts=training,sampling] [--eager]
 
 PyTorch runs with what it offers for speed: fused attention and AdamW, `torch.inference_mode`, the
-two branches of the guidance in one batch, and `torch.compile`, without which --eager stays. It
-draws in two ways, with the transcoder on all tokens as published, and on the unknown ones alone.
+two branches of the guidance in one batch, and `torch.compile`, without which --eager stays; that
+chooses what the backward pass computes again, which here `model.remat` does. PyTorch draws in two
+ways, with the transcoder on all tokens as published, and on the unknown ones alone.
 The weights are moved over with `interop.torch.to_torch`. First both must give the same logits,
 losses, gradients and, in a short run on the same random numbers, the same bits; else nothing is
 timed and the exit status is 1. Needs PyTorch; nothing else here does.
@@ -32,7 +33,6 @@ import optax
 import scaled
 from timing import HEADER, compared, interleaved, positive, repeated, table
 
-from bigr_jax import config as configs
 from bigr_jax.cli.command import prepare
 from bigr_jax.errors import UserError
 from bigr_jax.generate.codes import steps
@@ -51,6 +51,8 @@ except ModuleNotFoundError as error:
     raise
 
 RATE, DECAY, BETAS = 1e-4, 2e-2, (0.9, 0.95)
+# Nothing, or all but matrix products, is computed again in the backward pass.
+REMAT = ("none", "dots")
 # What both draw with: the published choices, few steps to compare, the config's to time.
 SHORT, TIMED = MaskedSampling(3, 4), ("iterations", "denoise_steps", "gumbel_temperature")
 
@@ -67,8 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"peer: {error}", file=sys.stderr)
         return 2
-    # PyTorch keeps all that the backward pass needs; so does this.
-    model = scaled.generator(configs.override(config, {"model.remat": "none"}))
+    model = scaled.generator(config)
     variables = scaled.noise(scaled.shapes(model))
     theirs = peer_torch.BiGR(model.net, config.diffusion.steps)
     theirs.take({name: torch.tensor(x) for name, x in to_torch(model.net, variables).items()})
@@ -109,27 +110,30 @@ def parts(text: str) -> tuple[str, ...]:
 def training(given: argparse.Namespace, model: Any, variables: Any, theirs: Any) -> str:
     """Compares a step of AdamW; returns what is unequal."""
     inputs = drawn(model, given.batch)
-    ours = jax.jit(functools.partial(lost, model))
-    (loss, logits), grads = jax.jit(jax.value_and_grad(ours, has_aux=True))(variables, inputs)
     tensors = [torch.tensor(np.asarray(x)) for x in inputs]
     their_logits = theirs.logits(*tensors)
     their_loss = theirs.loss(their_logits, *tensors)
     their_loss.backward()
-    norm = float(optax.tree.norm(grads))
     their_norm = float(sum(p.grad.square().sum() for p in theirs.parameters()) ** 0.5)
     their_loss = their_loss.detach()
-    apart = float(np.abs(np.asarray(logits) - their_logits.detach().numpy()).max())
-    if apart > 1e-4:
-        return f"logits differ by {apart:.2g}"
-    for name, a, b in (("losses", loss, their_loss), ("gradients", norm, their_norm)):
-        if abs(float(a) - float(b)) > 1e-4 * abs(float(b)):
-            return f"{name} are {float(a):.6g} and {float(b):.6g}"
-    print(f"equal: logits to {apart:.1g}, loss {float(loss):.6f}, gradient's norm {norm:.5g}\n")
     forms = {f"PyTorch{how}": step for how, step in their_steps(theirs, tensors, given.eager)}
-    forms["here"] = our_step(model, variables, inputs)
+    their_names = list(forms)
+    for remat in REMAT:
+        ours = dataclasses.replace(model, net=model.net.clone(remat=remat))
+        gradient = jax.value_and_grad(functools.partial(lost, ours), has_aux=True)
+        (loss, logits), grads = jax.jit(gradient)(variables, inputs)
+        norm = float(optax.tree.norm(grads))
+        apart = float(np.abs(np.asarray(logits) - their_logits.detach().numpy()).max())
+        if apart > 1e-4:
+            return f"logits differ by {apart:.2g}"
+        for name, a, b in (("losses", loss, their_loss), ("gradients", norm, their_norm)):
+            if abs(float(a) - float(b)) > 1e-4 * abs(float(b)):
+                return f"{name} are {float(a):.6g} and {float(b):.6g}"
+        forms[f"here, remat {remat}"] = our_step(ours, variables, inputs)
+    print(f"equal: logits to {apart:.1g}, loss {float(loss):.6f}, gradient's norm {norm:.5g}\n")
     taken = interleaved(forms, given.repeats, warm=2)
     print(f"training: a step of AdamW, batch {given.batch}; median of {given.repeats}\n")
-    best = min(list(forms)[:-1], key=lambda name: taken[name].median)
+    best = min(their_names, key=lambda name: taken[name].median)
     print(table(HEADER, compared(taken, best)) + "\n")
     return ""
 

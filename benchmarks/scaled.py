@@ -33,9 +33,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--narrow", type=int, default=1, help="divides the widths of its models; default 1"
     )
+    add_settings(parser)
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """Adds --set, which `settings` reads."""
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="any setting, repeatable"
     )
+
+
+def settings(given: argparse.Namespace) -> dict[str, str]:
+    """Returns the settings of a command line, {"model.depth": "4"}."""
+    return dict(text.partition("=")[::2] for text in given.set)
 
 
 def given_config(given: argparse.Namespace) -> Any:
@@ -43,8 +53,7 @@ def given_config(given: argparse.Namespace) -> Any:
 
     Raises UserError for a setting that is none.
     """
-    settings = dict(text.partition("=")[::2] for text in given.set)
-    return scaled(given.variant, given.narrow, settings)
+    return scaled(given.variant, given.narrow, settings(given))
 
 
 def scaled(variant: str, narrow: int = 1, settings: Mapping[str, str] | None = None) -> Any:

@@ -2,11 +2,12 @@
 
     python benchmarks/training.py [--parts=cached,loop,remat] [--narrow=8] [--batch=4] [--steps=20]
                                   [--repeats=7] [--memory=64] [--variant=paper] [--looped=small]
-                              [--large=paper_xl]
+                                  [--large=paper_xl] [--set=KEY=VALUE ...]
 
 cached  a step of BiGR-L on stored codes, against one through the tokenizer; both narrowed, so that
-        each keeps its share of the work (`scaled`). On the same codes both must give the same loss,
-        or nothing is timed and the exit status is 1.
+        each keeps its share of the work (`scaled`), and then changed by --set: the smaller the
+        generator, the more is saved. On the same codes both must give the same loss, or nothing is
+        timed and the exit status is 1.
 loop    a step inside `train.loop.fit`, logging included, against the compiled step alone.
 remat   BiGR-XL with the three settings of `model.remat`: the memory that the compiled step asks for
         beyond its arguments, at full width and a batch of --memory (nothing is run), and the time
@@ -68,6 +69,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     ):
         text = f"{text}; default {default}"
         parser.add_argument(f"--{name}", type=positive, default=default, help=text)
+    scaled.add_settings(parser)
     parser.add_argument("--variant", default="paper", help="of the config for the part cached")
     parser.add_argument("--looped", default="small", help="of the config for the part loop")
     parser.add_argument("--large", default="paper_xl", help="of the config for the part remat")
@@ -84,7 +86,8 @@ def parts(text: str) -> tuple[str, ...]:
 
 def cached(given: argparse.Namespace) -> int:
     """Compares a step on stored codes with one through the tokenizer."""
-    model = scaled.generator(scaled.scaled(given.variant, given.narrow))
+    settings = scaled.settings(given)
+    model = scaled.generator(scaled.scaled(given.variant, given.narrow, settings))
     tokenizer = {"tokenizer": scaled.noise(scaled.tokenizer_shapes(model))}
     step, state = training(model)
     state = started(state)
@@ -105,9 +108,9 @@ def cached(given: argparse.Namespace) -> int:
     print(table(HEADER, compared(taken, "through the tokenizer")))
     print("\nshare of the work that the tokenizer does, by products and convolutions:")
     rows = []
-    for name, narrow in (("published", 1), (f"divided by {given.narrow}", given.narrow)):
-        through, alone = work(scaled.generator(scaled.scaled(given.variant, narrow)))
-        ratios = f"{through / alone:.2f}"
+    for narrow in sorted({1, given.narrow}):
+        through, alone = work(scaled.generator(scaled.scaled(given.variant, narrow, settings)))
+        name, ratios = f"divided by {narrow}", f"{through / alone:.2f}"
         rows.append([name, f"{through:.3g}", f"{alone:.3g}", f"{1 - alone / through:.2f}", ratios])
     print(table(["widths", "FLOPs through it", "without it", "its share", "ratio"], rows) + "\n")
     return 0

@@ -100,11 +100,11 @@ def test_narrowed_models_keep_their_proportions(load):
 
 def test_training_parts_run(training, capsys):
     small = [*SMOKE, "--large=smoke", "--looped=smoke", "--narrow=1", "--batch=2", "--memory=2"]
-    assert training.main([*small, "--steps=4"]) == 0
+    assert training.main([*small, "--steps=4", "--set=model.depth=1"]) == 0
     printed = capsys.readouterr().out
     assert "equal: the same loss" in printed and "equal: the same norm" in printed
     found = rows(printed)
-    names = ["through the tokenizer", "stored codes", "published", "divided by 1"]
+    names = ["through the tokenizer", "stored codes", "divided by 1"]
     names += ["in the loop", "the step alone", "none", "dots", "full"]
     assert [row[0] for row in found] == names
     through, alone = (float(x) for x in found[2][1:3])
@@ -153,7 +153,8 @@ def test_pytorch_does_the_same(load, capsys, monkeypatch):
     assert peer.main(small) == 0
     printed = capsys.readouterr().out
     assert "equal: logits to" in printed and "equal: the same 256 bits" in printed
-    names = ["PyTorch", "here", "PyTorch, all tokens", "PyTorch, unknown tokens", "here"]
+    names = ["PyTorch", "here, remat none", "here, remat dots"]
+    names += ["PyTorch, all tokens", "PyTorch, unknown tokens", "here"]
     assert [row[0] for row in rows(printed)] == names
     monkeypatch.setattr(peer, "lost", lambda *inputs: (jnp.zeros(()), jnp.ones((2, 16, 8)) * 9))
     assert peer.main([*small, "--parts=training"]) == 1
