@@ -88,8 +88,7 @@ def scales(text: str) -> tuple[float, ...]:
 def measured(run: Run, model: Any, size: int, positions: str, images: int) -> list[str]:
     """Returns the table's row of one size."""
     wide = model.at_size(size, positions)
-    variables = model.variables_at_size(run.variables("generator"), size)
-    given, sources = run.given("generator"), run.sources
+    variables, given, sources = run.variables("generator"), run.given("generator"), run.sources
     read = lambda x: model.referee.apply(given["referee"], x)  # noqa: E731
     if model.net.text:
         rows = distinct(sources["test"])

@@ -106,6 +106,15 @@ class Model:
         """The number of classes."""
         return self.generator.net.num_classes
 
+    def at_size(self, size: int) -> Model:
+        """Returns the model for images of another side in pixels, of the same variables.
+
+        It draws well where training saw that size (data.sizes). Raises UserError for a size that
+        the tokenizer's layers do not divide.
+        """
+        generator = self.generator.at_size(size)
+        return Model(generator, self._variables, self.class_names, self.mesh, batch=self.batch)
+
     def sample(self, labels: Any, *, seed: int = 0, **sampling: Any) -> np.ndarray:
         """Returns an image of each class: [n, size, size, channels]; a single label is n = 1."""
         wanted = inputs.labels(labels, self.class_names)

@@ -11,9 +11,10 @@ def get_config(variant: str = "small") -> ConfigDict:
     """Returns the settings of one variant, every default written out."""
     # fmt: off
     config = base("bigr", variant)
-    # channels, num_classes and examples are taken from the data where they are 0.
+    # channels, num_classes and examples are taken from the data where they are 0; each step is at
+    # one of the sizes, if there are any.
     config.data = section(source="mnist5k", size=32, channels=0, num_classes=0, examples=0,
-                          data_dir="", augment="")
+                          data_dir="", augment="", sizes=())
     config.tokenizer = section(filters=8, multipliers=(1, 2, 4, 8), blocks=1, embedding=64, bits=32,
                                attention_resolutions=(), groups=4, gen_mul=1.0, norm_first=True,
                                remat=False, dtype="float32")

@@ -24,6 +24,7 @@ from bigr_jax.tasks.autoencoder import autoencoder
 from bigr_jax.tasks.captions import caption_reader
 from bigr_jax.tasks.classifier import classifier
 from bigr_jax.tasks.code_generator import CodeGenerator
+from bigr_jax.tasks.sizes import at_sizes
 
 # What each arm changes; all else, steps and data too, is the same. For BiGR, z0, direct and
 # autoregressive alike, the config's learning rate was the best of a half, one and two times it.
@@ -59,10 +60,10 @@ def stages(config: Any) -> dict[str, Method]:
         BinaryAutoencoder, config.tokenizer, image_size=data.size, channels=data.channels
     )
     task = autoencoder(tokenizer, config.tokenizer_loss, config.train.tokenizer, data)
-    found, net = {"tokenizer": task.method()}, None
+    found, net = {"tokenizer": at_sizes(task, data.sizes)}, None
     if config.referee.enabled:
         net, found["referee"] = referee(config)
-    found["generator"] = generator(config, tokenizer, net).method()
+    found["generator"] = at_sizes(generator(config, tokenizer, net), data.sizes)
     return found
 
 

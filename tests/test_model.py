@@ -90,6 +90,18 @@ def test_samples_do_not_depend_on_those_beside_them(model):
     assert not np.array_equal(found, model.sample(labels, seed=4))
 
 
+def test_other_sizes_are_drawn_and_read(model):
+    wide = model.at_size(12)
+    assert (wide.size, model.size, wide.at_size(8).generator) == (12, 8, model.generator)
+    assert wide.sample([0, "owl"], **FAST).shape == (2, 12, 12, 1)
+    found = wide.inpaint(IMAGES[0], MASK, **FAST)
+    assert found.shape == (1, 12, 12, 1)
+    np.testing.assert_array_equal(found[0, :, 6:], fit(IMAGES[:1], 12, 1)[0, :, 6:])
+    assert wide.features(IMAGES).shape == model.features(IMAGES).shape
+    with pytest.raises(UserError, match="size=9 is not a multiple of 2 pixels"):
+        model.at_size(9)
+
+
 def test_one_program_for_each_setting_and_shape(variables, monkeypatch):
     traced = []
 

@@ -52,6 +52,7 @@ def define(values: flags.FlagValues) -> None:
     number("samples", f"results; default {SAMPLES}, of interpolate 1", 1)
     number("steps", f"images from class to class, of interpolate; default {STEPS}", 1)
     number("seed", "seed of the draw; default 0", 0, 0)
+    number("size", "side of the images in pixels; default that of training", 1)
 
 
 def run(arguments: Arguments) -> None:
@@ -73,7 +74,7 @@ def run(arguments: Arguments) -> None:
     if given.box is not None:
         assert image is not None
         mask = box(given.box, image.height, image.width)
-    model = from_run(run)
+    model = from_run(run) if given.size is None else from_run(run).at_size(given.size)
     settings = _sampling(model, arguments.overrides)
     if action == "interpolate":
         found = [_interpolated(model, given, settings)]

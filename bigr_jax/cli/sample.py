@@ -10,7 +10,7 @@ from bigr_jax.errors import UserError
 
 
 def define(values: flags.FlagValues) -> None:
-    """Declares --workdir, --out, --classes, --captions, --per_class and --seed."""
+    """Declares --workdir, --out, --classes, --captions, --per_class, --seed and --size."""
     flags.DEFINE_string("workdir", None, "folder that `bigr train` filled", flag_values=values)
     flags.DEFINE_string(
         "out", None, "PNG to write; default in the work directory", flag_values=values
@@ -30,6 +30,13 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_integer(
         "seed", 0, "seed of the draw; default 0", lower_bound=0, flag_values=values
     )
+    flags.DEFINE_integer(
+        "size",
+        None,
+        "side of the pictures in pixels; default that of training",
+        lower_bound=1,
+        flag_values=values,
+    )
 
 
 def run(arguments: Arguments) -> None:
@@ -40,7 +47,7 @@ def run(arguments: Arguments) -> None:
     from bigr_jax.train import commands
 
     captions = [words.strip() for words in given.captions.split(";") if words.strip()]
-    how = (labels, given.per_class, given.seed, arguments.overrides, captions)
+    how = (labels, given.per_class, given.seed, arguments.overrides, captions, given.size)
     print(commands.sample(workdir, given.out, *how))
 
 

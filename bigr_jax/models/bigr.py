@@ -2,13 +2,14 @@
 
 The transformer reads a class token, or the tokens of a text, and N tokens of K bits, some of them
 masked, and gives a hidden vector per token, from which the denoiser of the transcoder tells the
-bits. Most of what it learns knows no size: `at_grid` and `variables_for_grid` apply it at another.
+bits. What it learns knows no size: `at_grid` applies it at another.
 Source: BiGR (arXiv 2410.14672), section 3, and its official implementation.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -57,6 +58,8 @@ class BiGR(nn.Module):
         none. Their prefix has no place on the grid: its rotations are zeros like those of the class
         token, as in LlamaGen (arXiv 2406.06525), so that words are told apart by what they say.
       rope_grid: the grid over which the rotations spread (`ops.rope.grid_table`); None: `grid`.
+      position_grid: the grid of the position embedding, which is scaled bicubically to `grid` (a
+        smaller one sees it smoothed); None: `grid`.
 
     Raises UserError where the width does not suit the heads.
     """
@@ -78,6 +81,7 @@ class BiGR(nn.Module):
     dtype: DTypeLike = jnp.float32
     text: tuple[int, ...] = ()
     rope_grid: tuple[int, int] | None = None
+    position_grid: tuple[int, int] | None = None
 
     @property
     def length(self) -> int:
@@ -123,7 +127,8 @@ class BiGR(nn.Module):
         )
         self.norm = RMSNorm()
         position = with_names(normal(0.02), "position", "embed")
-        self.position = self.param("position", position, (self.length, width))
+        shape = (math.prod(self.position_grid or self.grid), width)
+        self.position = self.param("position", position, shape)
         self.denoiser = Denoiser(self.bits, self.head_width, self.head_blocks, dtype)
 
     def __call__(
@@ -177,7 +182,7 @@ class BiGR(nn.Module):
         """
         x, _ = self._residual(bits, condition, None if self.causal else mask, deterministic)
         first = self.prefix - self.causal
-        return self.norm(x)[:, first : first + self.length] + self.position
+        return self.norm(x)[:, first : first + self.length] + self._positions()
 
     def denoise(self, x_t: Array, t: Array, hidden: Array) -> Array:
         """Returns the denoiser's logits, float32 [..., K].
@@ -219,6 +224,14 @@ class BiGR(nn.Module):
             x = jnp.where(mask[..., None], self.mask_token, x)
         return jnp.concatenate([condition, x], axis=1)
 
+    def _positions(self) -> Array:
+        """The position embedding, float32 [N, D], at the model's grid."""
+        if self.position_grid in (None, self.grid):
+            return self.position
+        picture = self.position.reshape(*self.position_grid, self.width)
+        scaled = jax.image.resize(picture, (*self.grid, self.width), "cubic")
+        return scaled.reshape(self.length, self.width)
+
     def _residual(
         self, bits: Array, condition: Any, mask: Array | None, deterministic: bool, **how: Any
     ) -> tuple[Array, Any]:
@@ -236,7 +249,7 @@ class BiGR(nn.Module):
 
 
 def at_grid(net: BiGR, grid: tuple[int, int], positions: str = "interpolated") -> BiGR:
-    """Returns the model for another grid of tokens; `variables_for_grid` gives its variables.
+    """Returns the model for another grid of tokens, which reads the same variables.
 
     positions  of the rotations: "interpolated", so that the angles stay those of training and
                neighbours come closer, or "extrapolated", so that neighbours stay as far apart and
@@ -246,25 +259,14 @@ def at_grid(net: BiGR, grid: tuple[int, int], positions: str = "interpolated") -
     """
     if positions not in POSITIONS:
         raise one_of("positions", positions, POSITIONS)
+    known = net.position_grid or net.grid
     span = None if positions == "extrapolated" else net.rope_grid or net.grid
-    return net.clone(grid=grid, rope_grid=None if span == grid else span, parent=None)
-
-
-def variables_for_grid(net: BiGR, variables: Any, grid: tuple[int, int]) -> Any:
-    """Returns variables of `net` for a grid of tokens that it was not trained at.
-
-    All are as they were but the position embedding, which is scaled bicubically (a smaller grid
-    sees it smoothed). Raises ValueError where it is not that of the model's own grid.
-    """
-    position = variables["params"]["position"]
-    if position.shape != (net.length, net.width):
-        wanted = (net.length, net.width)
-        raise ValueError(f"position {position.shape} is not {wanted} of the grid {net.grid}")
-    if tuple(grid) == tuple(net.grid):
-        return variables
-    picture = position.reshape(*net.grid, net.width)
-    scaled = jax.image.resize(picture, (*grid, net.width), "cubic").reshape(-1, net.width)
-    return {**variables, "params": {**variables["params"], "position": scaled}}
+    return net.clone(
+        grid=grid,
+        rope_grid=None if span == grid else span,
+        position_grid=None if known == grid else known,
+        parent=None,
+    )
 
 
 def _size(

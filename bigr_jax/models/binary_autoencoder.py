@@ -144,6 +144,18 @@ class BinaryAutoencoder(nn.Module):
         return self.decoder(self.quantizer.embedded(codes)).astype(jnp.float32)
 
 
+def at_image_size(net: BinaryAutoencoder, size: int) -> BinaryAutoencoder:
+    """Returns the model for images of another size, which reads the same variables.
+
+    Attention stays in the layers where it is. Raises UserError for a size that the levels cannot
+    halve.
+    """
+    places = tuple(side * size // net.image_size for side in net.attention_resolutions)
+    if size < 1 or size % net.factor:
+        raise UserError(f"size={size} is not a multiple of {net.factor} pixels, a token")
+    return net.clone(image_size=size, attention_resolutions=places, parent=None)
+
+
 def encoder_plan(model: BinaryAutoencoder) -> tuple[Block, ...]:
     """Returns the encoder's blocks; the last norm has no nonlinearity behind it, as published."""
     size, last = model.image_size, len(model.multipliers) - 1

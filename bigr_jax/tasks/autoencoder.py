@@ -37,7 +37,7 @@ from bigr_jax.losses.adversarial import adaptive_weight, generator_loss, hinge_d
 from bigr_jax.losses.perceptual import Distance, perceptual
 from bigr_jax.losses.reconstruction import absolute_error
 from bigr_jax.metrics.image import psnr
-from bigr_jax.models.binary_autoencoder import LAST_KERNEL, BinaryAutoencoder
+from bigr_jax.models.binary_autoencoder import LAST_KERNEL, BinaryAutoencoder, at_image_size
 from bigr_jax.models.patch_discriminator import PatchDiscriminator
 
 MEASURED, SHOWN = 500, 20
@@ -128,6 +128,12 @@ class AutoencoderTask:
             places: Any = {"params": ("discriminator",), "batch_stats": ()}
             found.append(Part(self.adversary.net, places))
         return found
+
+    def at_size(self, size: int) -> AutoencoderTask:
+        """Returns the training on images of another size, of the same variables; see
+        `models.binary_autoencoder.at_image_size`.
+        """
+        return dataclasses.replace(self, net=at_image_size(self.net, size))
 
     def init(self, key: Array, batch: Batch, given: Given) -> Variables:
         """See `Method`."""

@@ -16,14 +16,13 @@ import numpy as np
 
 from bigr_jax.api import Array, Aux, Batch, Given, Method, Part, Report, Sum, Variables
 from bigr_jax.data.augment import augment, to_float
-from bigr_jax.errors import UserError
 from bigr_jax.generate.batched import sample_in_batches
 from bigr_jax.generate.codes import sample_codes
 from bigr_jax.generate.masked import MaskedSampling
 from bigr_jax.losses.bits import BitLoss, BitObjective, draw, transcoder_loss
 from bigr_jax.metrics.code_length import code_length
-from bigr_jax.models.bigr import BiGR, at_grid, variables_for_grid
-from bigr_jax.models.binary_autoencoder import BinaryAutoencoder
+from bigr_jax.models.bigr import BiGR, at_grid
+from bigr_jax.models.binary_autoencoder import BinaryAutoencoder, at_image_size
 from bigr_jax.models.convnet import ConvNet
 from bigr_jax.nn.embed import Text, drop_condition
 from bigr_jax.ops.bernoulli import Schedule
@@ -156,26 +155,15 @@ class CodeGenerator:
         return Report({**found.metrics, **probe_report(codes, pooled, data)}, found.images)
 
     def at_size(self, size: int, positions: str = "interpolated") -> CodeGenerator:
-        """Returns the generator for images of another size, whose tokenizer and transformer read
-        the same parameters; those of the transformer as `variables_at_size` gives them.
+        """Returns the generator for images of another size, of the same variables.
 
         positions  of the rotations, see `models.bigr.at_grid`
 
-        The tokenizer's attention stays in the layers where it is. Raises UserError for a size that
-        the tokenizer's layers do not divide, or other positions.
+        Raises UserError for a size that the tokenizer's layers do not divide, or other positions.
         """
-        old, tokenizer = self.tokenizer.image_size, self.tokenizer
-        places = tuple(side * size // old for side in tokenizer.attention_resolutions)
-        if size < 1 or size % tokenizer.factor:
-            raise UserError(f"size={size} is not a multiple of {tokenizer.factor} pixels, a token")
-        tokenizer = tokenizer.clone(image_size=size, attention_resolutions=places, parent=None)
+        tokenizer = at_image_size(self.tokenizer, size)
         net = at_grid(self.net, (tokenizer.grid, tokenizer.grid), positions)
         return dataclasses.replace(self, net=net, tokenizer=tokenizer)
-
-    def variables_at_size(self, variables: Any, size: int) -> Any:
-        """Returns the transformer's variables for `at_size(size)`."""
-        side = size // self.tokenizer.factor
-        return variables_for_grid(self.net, variables, (side, side))
 
     def condition(self, batch: Batch) -> Any:
         """Returns what a batch says of its images: labels, or a `Text`."""

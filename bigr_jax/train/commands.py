@@ -17,6 +17,7 @@ from bigr_jax.data.captioned import FEATURES, WORDS, text_features
 from bigr_jax.errors import UserError
 from bigr_jax.generate.batched import sample_in_batches
 from bigr_jax.nn.embed import Text
+from bigr_jax.tasks.code_generator import CodeGenerator
 from bigr_jax.train.loop import scope
 from bigr_jax.train.run import Run, opened
 from bigr_jax.train.workdir import mesh_of
@@ -73,18 +74,25 @@ def sample(
     seed: int,
     overrides: Mapping[str, str] | None = None,
     captions: Sequence[str] = (),
+    size: int | None = None,
 ) -> str:
     """Draws a grid, a row per class or caption, from a work directory and returns the path of the
     PNG.
 
     overrides  {"sample.cfg_scale": "2.5"}: settings of the config's `sample` section
     captions   what a model that is conditioned on texts shall draw, in place of labels
+    size       side of the pictures in pixels; None: that of training
     """
     run = opened(workdir, overrides)
     name = next((n for n in reversed(run.methods) if run.methods[n].sample is not None), None)
     if name is None:
         raise UserError(f"{run.config.slug} draws nothing: none of its stages has a sampler")
-    draw, names = _drawing(run, run.methods[name], labels, captions)
+    method = run.methods[name]
+    if size is not None:
+        if not isinstance(method.model, CodeGenerator):
+            raise UserError(f"--size={size}: {run.config.slug} draws at the size of training alone")
+        method = method.model.at_size(size).method()
+    draw, names = _drawing(run, method, labels, captions)
     rows = list(range(len(names))) if captions or labels is None else list(labels)
     given, variables = run.given(name), run.variables(name)
     with (

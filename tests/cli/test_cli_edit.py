@@ -35,10 +35,14 @@ class Drawing:
     def __init__(self):
         self.asked = []
 
+    def at_size(self, size):
+        self.size = size
+        return self
+
     def drawn(self, name, *given, samples=1, steps=1, **how):
         self.asked.append((name, given, {**how, "samples": samples}))
         levels = np.arange(samples * steps, dtype=np.uint8)[:, None, None, None]
-        return np.broadcast_to(levels, (samples * steps, SIZE, SIZE, 1))
+        return np.broadcast_to(levels, (samples * steps, self.size, self.size, 1))
 
     def inpaint(self, image, mask, **how):
         return self.drawn("inpaint", image, mask, **how)
@@ -101,6 +105,12 @@ def test_results_and_strip(model, files, capsys, action):
     np.testing.assert_array_equal(picture(paths[0]), pictures.grid(drawn, 3))
     shown = np.stack([PIXELS, np.uint8(255) * MASK[..., None], drawn[0]])
     np.testing.assert_array_equal(picture(paths[1]), pictures.grid(shown, 3))
+
+
+def test_another_size(model, files):
+    given(files, "enrich", f"--size={2 * SIZE}", "--samples=1")
+    expected = pictures.grid(np.zeros((1, 2 * SIZE, 2 * SIZE, 1)), 1)
+    assert picture(files / "enrich-seed0.png").shape == expected.shape
 
 
 def test_a_box_is_a_mask_and_a_label_a_number(model, files, capsys):

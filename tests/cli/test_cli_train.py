@@ -103,6 +103,13 @@ def test_sample_draws_all_classes_into_the_work_directory(run: str, capsys: Capt
     assert picture(f"{run}/samples-seed7.png").shape == picture(f"{run}/samples.png").shape
 
 
+def test_sample_draws_at_another_size(run: str, capsys: Capture, tmp_path: Path) -> None:
+    words = ["--classes=3", "--per_class=2", "--size=12", f"--out={tmp_path}/a.png"]
+    said(capsys, "sample", f"--workdir={run}", *words)
+    expected = pictures.grid(np.zeros((2, 12, 12, 1)), 2, names=["3"])
+    assert picture(f"{tmp_path}/a.png").shape == expected.shape
+
+
 def test_a_folder_of_ones_own_images(capsys: Capture, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for label, name in enumerate(("ants", "bees", "cats")):

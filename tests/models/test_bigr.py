@@ -10,7 +10,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from bigr_jax.errors import UserError
-from bigr_jax.models.bigr import SIZES, BiGR, at_grid, named, variables_for_grid
+from bigr_jax.models.bigr import SIZES, BiGR, at_grid, named
 from bigr_jax.nn.embed import Text
 
 MODEL = BiGR(
@@ -412,37 +412,47 @@ def test_texts_have_tokens_and_features():
         jax.eval_shape(wrong.init, jax.random.key(0), *inputs(wrong))
 
 
-def test_its_own_grid_changes_nothing(variables):
+def test_its_own_grid_changes_nothing():
     assert at_grid(MODEL, (2, 3)) == MODEL
-    assert variables_for_grid(MODEL, variables, (2, 3)) is variables
+    assert at_grid(at_grid(MODEL, (4, 6)), (2, 3)) == MODEL
 
 
 @pytest.mark.parametrize("grid", [(4, 6), (3, 5), (1, 1)])
-def test_another_grid_scales_the_positions_alone(variables, grid):
-    found = variables_for_grid(MODEL, variables, grid)
-    flat, plain = flatten_dict(found["params"]), flatten_dict(variables["params"])
-    assert flat.pop(("position",)).shape == (grid[0] * grid[1], 16)
-    assert all(flat[path] is plain[path] for path in flat)
+def test_another_grid_reads_the_same_variables(variables, grid):
     wanted = at_grid(MODEL, grid)
+    assert wanted.length == grid[0] * grid[1]
     shapes = jax.eval_shape(wanted.init, jax.random.key(0), *inputs(wanted))
-    assert jax.tree.map(jnp.shape, nn.unbox(shapes)) == jax.tree.map(jnp.shape, found)
+    assert jax.tree.map(jnp.shape, nn.unbox(shapes)) == jax.tree.map(jnp.shape, variables)
 
 
-def test_ramps_survive_a_finer_grid_and_back():
+def positions(net, variables, embedding):
+    """What the position embedding adds to the hidden vectors, [rows, cols, D]."""
+    params, bits = variables["params"], jnp.zeros((1, net.length, net.bits))
+
+    @jax.jit
+    def hidden(embedding):
+        own = {"params": {**params, "position": embedding}}
+        condition = net.apply(own, jnp.array([1]), method="condition")
+        return net.apply(own, bits, condition, None, method="hidden")
+
+    embedding = jnp.asarray(embedding, jnp.float32)
+    found = hidden(embedding) - hidden(jnp.zeros_like(embedding))
+    return np.asarray(found).reshape(*net.grid, net.width)
+
+
+def test_ramps_are_scaled_to_a_finer_grid(variables):
     net = MODEL.clone(grid=(8, 8), parent=None)
     slopes = np.random.default_rng(5).normal(size=(2, 16))
     ramp = np.moveaxis(np.indices((8, 8)), 0, -1).reshape(64, 2) @ slopes
-    before = {"params": {"position": jnp.asarray(ramp, jnp.float32)}}
-    finer = variables_for_grid(net, before, (16, 16))
-    after = variables_for_grid(at_grid(net, (16, 16)), finer, (8, 8))["params"]["position"]
-    error = abs(after - ramp).reshape(8, 8, 16)
-    # What lies beyond the border is not known: near it a ramp may be off by what one step climbs.
-    assert error[3:-3, 3:-3].max() < 1e-5
-    assert (error < abs(slopes).sum(0)).all()
+    own = positions(net, variables, ramp)
+    np.testing.assert_allclose(own.reshape(64, 16), ramp, atol=1e-5)
+    finer = positions(at_grid(net, (16, 16)), variables, ramp)
     # Pixel centres, not corners, lie on each other.
-    inner = finer["params"]["position"].reshape(16, 16, 16)[5, 4:6]
-    places = np.array([[2.25, 1.75], [2.25, 2.25]])
-    np.testing.assert_allclose(inner, places @ slopes, atol=1e-5)
+    places = (np.moveaxis(np.indices((16, 16)), 0, -1) - 0.5) / 2
+    inner = slice(3, -3)
+    np.testing.assert_allclose(finer[inner, inner], (places @ slopes)[inner, inner], atol=1e-5)
+    # What lies beyond the border is not known: there it may be off by what one step climbs.
+    assert (abs(finer - places @ slopes) < abs(slopes).sum(0)).all()
 
 
 def test_rotations_come_closer_or_go_on():
@@ -454,13 +464,8 @@ def test_rotations_come_closer_or_go_on():
         at_grid(MODEL, (4, 6), "nearest")
 
 
-@pytest.mark.parametrize("positions", ["interpolated", "extrapolated"])
-def test_a_model_runs_at_another_grid(variables, positions):
-    net = at_grid(MODEL, (4, 6), positions)
-    logits = net.apply(variables_for_grid(MODEL, variables, (4, 6)), *inputs(net))
+@pytest.mark.parametrize("rotations", ["interpolated", "extrapolated"])
+def test_a_model_runs_at_another_grid(variables, rotations):
+    net = at_grid(MODEL, (4, 6), rotations)
+    logits = net.apply(variables, *inputs(net))
     assert logits.shape == (1, 24, 5) and np.isfinite(logits).all()
-
-
-def test_positions_must_be_those_of_the_model(variables):
-    with pytest.raises(ValueError, match=r"position \(6, 16\) is not \(24, 16\)"):
-        variables_for_grid(at_grid(MODEL, (4, 6)), variables, (8, 12))
