@@ -6,8 +6,9 @@
 Every size is drawn by the same parameters: tokenizer and transformer know none, but for the
 position embedding, which is scaled bicubically, and the rotations, whose positions are interpolated
 (they come closer) or extrapolated (there are more of them). What was drawn is scaled down to the
-trained size, where the run's referee reads it: the share of what was asked for, and the Frechet
-distance to the test split in its features. Seconds are of one image, compiled beforehand.
+trained size, where the run's referee reads it: the share of what was asked for, beside that of test
+images that only went through the tokenizer at this size, and the Frechet distance to the test split
+in its features. Seconds are of one image, compiled beforehand.
 """
 
 from __future__ import annotations
@@ -26,15 +27,18 @@ import numpy as np
 from timing import positive, table
 
 from bigr_jax import config as configs
+from bigr_jax.data.augment import to_float
 from bigr_jax.errors import UserError
 from bigr_jax.generate.batched import sample_in_batches
 from bigr_jax.models.bigr import POSITIONS
+from bigr_jax.tasks.autoencoder import decode, encode
 from bigr_jax.tasks.captions import caption_report, distinct
 from bigr_jax.tasks.code_generator import DRAWN_AT_ONCE
-from bigr_jax.tasks.drawing import drawing_report
+from bigr_jax.tasks.drawing import drawing_report, everything
+from bigr_jax.tasks.sizes import scaled
 from bigr_jax.train.run import Run
 
-HEADER = ["size", "tokens", "positions", "as asked", "frechet", "seconds"]
+HEADER = ["size", "tokens", "positions", "coded", "as asked", "frechet", "seconds"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -87,26 +91,60 @@ def scales(text: str) -> tuple[float, ...]:
 
 def measured(run: Run, model: Any, size: int, positions: str, images: int) -> list[str]:
     """Returns the table's row of one size."""
-    wide = model.at_size(size, positions)
+    wide, side = model.at_size(size, positions), model.tokenizer.image_size
     variables, given, sources = run.variables("generator"), run.given("generator"), run.sources
     read = lambda x: model.referee.apply(given["referee"], x)  # noqa: E731
+    source: Any = sources["test"]
+    test = everything(source)
     if model.net.text:
-        rows = distinct(sources["test"])
-        text = jax.tree.map(jnp.asarray, model.condition(sources["test"].gather(rows)))
-        draw = Drawing(wide, variables, given, model.tokenizer.image_size, text)
+        rows, right = distinct(source), "caption_top1"
+        asked: Any = jax.tree.map(lambda x: jnp.asarray(x[rows]), model.condition(test))
+        kinds, which = source.which[rows], source.which
         count = -(-images // len(rows))
-        found = caption_report(draw, rows, sources["test"], count, read).metrics
-        right = found["caption_top1"]
+        told = lambda draw: caption_report(draw, rows, source, count, read)  # noqa: E731
     else:
-        classes = model.net.num_classes
-        labels = np.repeat(np.arange(classes), -(-images // classes))
-        draw = Drawing(wide, variables, given, model.tokenizer.image_size, jnp.arange(classes))
-        found = drawing_report(draw, sources, labels, read).metrics
-        right = found["agreement"]
-    trained = size == model.tokenizer.image_size
-    name = "trained" if trained else positions
-    numbers = [f"{right:.3f}", f"{found['frechet']:.3f}", f"{draw.seconds:.3g}"]
-    return [str(size), str(wide.net.length), name, *numbers]
+        kinds, which, right = np.arange(model.net.num_classes), test["label"], "agreement"
+        asked = jnp.asarray(kinds)
+        labels = np.repeat(kinds, -(-images // len(kinds)))
+        told = lambda draw: drawing_report(draw, sources, labels, read)  # noqa: E731
+    draw = Drawing(wide, variables, given, side, asked)
+    found = told(draw).metrics
+    coded = told(Coded(wide, given, side, test["image"], [which == kind for kind in kinds])).metrics
+    name = "trained" if size == side else positions
+    numbers = [f"{coded[right]:.3f}", f"{found[right]:.3f}", f"{found['frechet']:.3f}"]
+    return [str(size), str(wide.net.length), name, *numbers, f"{draw.seconds:.3g}"]
+
+
+@dataclasses.dataclass
+class Coded:
+    """Test images, of each number those of its kind, as the tokenizer shows them at another size:
+    more than they are read as what they are, drawings cannot be.
+
+    images  uint8 [n, side, side, C]; kinds: which of them are of each number, bool [n]
+    """
+
+    model: Any
+    given: Any
+    side: int
+    images: np.ndarray
+    kinds: Sequence[np.ndarray]
+
+    def __call__(self, numbers: np.ndarray) -> np.ndarray:
+        """Returns images, float32 [n, side, side, C]."""
+        rng = np.random.default_rng(0)
+        chosen = [rng.choice(np.flatnonzero(self.kinds[number])) for number in numbers]
+        show, size = jax.jit(self.shown), min(DRAWN_AT_ONCE, len(chosen))
+        # The last batch is as long as the others, so that one program shows all.
+        padded = np.pad(self.images[chosen], [(0, -len(chosen) % size)] + 3 * [(0, 0)], mode="edge")
+        parts = [show(padded[first : first + size]) for first in range(0, len(padded), size)]
+        return np.concatenate([np.asarray(part) for part in parts])[: len(chosen)]
+
+    def shown(self, images: Any) -> Any:
+        """Returns images coded at the model's size, and scaled back."""
+        tokenizer = self.model.tokenizer
+        own = scaled({"image": images}, tokenizer.image_size)["image"]
+        codes = encode(tokenizer, self.given["tokenizer"], to_float(own))
+        return resized(decode(tokenizer, self.given["tokenizer"], codes), self.side)
 
 
 @dataclasses.dataclass
@@ -139,8 +177,13 @@ class Drawing:
         """Returns what is drawn, at the trained size."""
         asked = jax.tree.map(lambda x: x[numbers], self.asked)
         images = self.model.sample(variables, key, asked, given)
-        shape = (len(images), self.side, self.side, images.shape[-1])
-        return jnp.clip(jax.image.resize(images, shape, "linear"), 0.0, 1.0)
+        return resized(images, self.side)
+
+
+def resized(images: Any, side: int) -> Any:
+    """Returns images of another side."""
+    shape = (len(images), side, side, images.shape[-1])
+    return jnp.clip(jax.image.resize(images, shape, "linear"), 0.0, 1.0)
 
 
 if __name__ == "__main__":

@@ -96,8 +96,25 @@ def test_every_size_has_a_row(benchmark, workdir, capsys):
         ("12", "36", "extrapolated"),
     ]
     for *_, numbers in rows:
-        right, distance, seconds = (float(text) for text in numbers.split("|"))
-        assert 0 <= right <= 1 and distance >= 0 and seconds > 0
+        coded, right, distance, seconds = (float(text) for text in numbers.split("|"))
+        assert 0 <= coded <= 1 and 0 <= right <= 1 and distance >= 0 and seconds > 0
+
+
+@pytest.mark.parametrize("size", [8, 12])
+def test_what_is_coded_is_of_the_kind_asked_for(benchmark, monkeypatch, size):
+    monkeypatch.setattr(benchmark, "encode", lambda net, variables, images: images)
+    monkeypatch.setattr(benchmark, "decode", lambda net, variables, images: images)
+    levels = np.arange(240, dtype=np.uint8)
+    images = np.broadcast_to(levels[:, None, None, None], (240, 8, 8, 1))
+    kinds = [levels % 2 == 0, levels % 2 == 1]
+    coded = benchmark.Coded(MODEL.at_size(size), {"tokenizer": None}, 8, images, kinds)
+    numbers = np.arange(130) % 2
+    found = coded(numbers)
+    assert found.shape == (130, 8, 8, 1)
+    shown = np.round(255 * found[:, 0, 0, 0]).astype(int)
+    np.testing.assert_array_equal(shown % 2, numbers)
+    assert len(np.unique(shown)) > 60
+    assert np.ptp(found, axis=(1, 2, 3)).max() < 1e-6
 
 
 def test_sizes_that_do_not_fit_are_named(benchmark, workdir, capsys):
