@@ -2,13 +2,15 @@
 
 A name costs nothing: it is an identity that leaves no operation in a compiled program. Only
 `not_finite` looks for names, in a program of its own, wherever they are: under gradients, in
-layers that are scanned, in parts that are computed again.
+layers that are scanned, in branches, in parts that are computed again.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,10 +25,9 @@ Array = jax.Array
 # Kinds of what layers hand on.
 FLOW = ("input", "output")
 _MARK = "bigr tap:"
-# Equations that run a body once, or once per iteration.
-_BODIES = frozenset(
-    ("jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call", "checkpoint", "scan")
-)
+# Equations that run a body once, or once per iteration, or one of several.
+_CALLS = ("jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call", "checkpoint")
+_BODIES = frozenset((*_CALLS, "scan", "cond"))
 
 
 class Found(NamedTuple):
@@ -87,9 +88,10 @@ def _taps(jaxpr: Any, places: tuple[tuple[int, int], ...] = ()) -> Iterator[_Tap
         if name := _name(equation):
             kind, _, path = name.partition(":")
             yield _Tap(kind, path, (*places, (number, 0)))
-        elif inner := _body(equation):
-            length = equation.params["length"] if equation.primitive.name == "scan" else 0
-            yield from _taps(inner[0], (*places, (number, length)))
+            continue
+        length = equation.params["length"] if equation.primitive.name == "scan" else 0
+        for body, _ in _bodies(equation):
+            yield from _taps(body, (*places, (number, length)))
 
 
 def _run(jaxpr: Any, consts: Any, args: Any) -> tuple[list[Any], list[Array]]:
@@ -107,10 +109,12 @@ def _run(jaxpr: Any, consts: Any, args: Any) -> tuple[list[Any], list[Array]]:
 
 
 def _equation(equation: Any, inputs: list[Any]) -> tuple[list[Any], list[Array]]:
-    primitive, inner = equation.primitive, _body(equation)
-    if inner and any(True for _ in _taps(inner[0])):
-        scanned = primitive.name == "scan"
-        return (_scan if scanned else _run_call)(inner, equation.params, inputs)
+    primitive, bodies = equation.primitive, _bodies(equation)
+    if any(True for body, _ in bodies for _ in _taps(body)):
+        if primitive.name == "cond":
+            return _switch(bodies, inputs)
+        run = _scan if primitive.name == "scan" else _run_call
+        return run(bodies[0], equation.params, inputs)
     outputs = primitive.bind(*inputs, **primitive.get_bind_params(equation.params))
     outputs = outputs if primitive.multiple_results else [outputs]
     return outputs, [_is_bad(_name(equation), outputs[0])] if _name(equation) else []
@@ -136,14 +140,33 @@ def _scan(inner: Any, params: Any, inputs: list[Any]) -> tuple[list[Any], list[A
     return [*carry, *ys], flags
 
 
-def _body(equation: Any) -> tuple[Any, Any] | None:
-    """Returns the jaxpr and constants of an equation whose names can be looked for, or None."""
+def _switch(bodies: Sequence[Any], inputs: list[Any]) -> tuple[list[Any], list[Array]]:
+    # What a branch that is not taken names is not bad.
+    unseen = [[jnp.zeros(_lengths(tap), bool) for tap in _taps(body)] for body, _ in bodies]
+
+    def branch(number: int, *operands: Any) -> tuple[list[Any], list[list[Array]]]:
+        body, consts = bodies[number]
+        outputs, flags = _run(body, consts, operands)
+        return outputs, [*unseen[:number], flags, *unseen[number + 1 :]]
+
+    branches = [functools.partial(branch, number) for number in range(len(bodies))]
+    outputs, flags = jax.lax.switch(inputs[0], branches, *inputs[1:])
+    return outputs, list(itertools.chain(*flags))
+
+
+def _lengths(tap: _Tap) -> tuple[int, ...]:
+    return tuple(length for _, length in tap.places if length)
+
+
+def _bodies(equation: Any) -> list[tuple[Any, Any]]:
+    """Returns the jaxprs and constants of an equation whose names can be looked for."""
     name, params = equation.primitive.name, equation.params
     # What is computed again for a gradient has been looked at when it was computed first.
     if params.get("differentiated") or params.get("reverse") or name not in _BODIES:
-        return None
-    body = params["call_jaxpr"] if "call_jaxpr" in params else params["jaxpr"]
-    return getattr(body, "jaxpr", body), getattr(body, "consts", ())
+        return []
+    one = params.get("call_jaxpr", params.get("jaxpr"))
+    found = params["branches"] if name == "cond" else [one]
+    return [(getattr(body, "jaxpr", body), getattr(body, "consts", ())) for body in found]
 
 
 def _name(equation: Any) -> str:

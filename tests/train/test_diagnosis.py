@@ -75,10 +75,20 @@ class Net(nn.Module):
 class Case:
     """A method, its step compiled, and a state, all for one way to differentiate."""
 
-    def __init__(self, remat: bool = False, accumulate: int = 1, own: bool = False) -> None:
+    def __init__(
+        self, remat: bool = False, accumulate: int = 1, own: bool = False, branch: int | None = None
+    ) -> None:
         net = Net(remat)
 
         def loss(variables, key, batch, given):
+            if branch is None:
+                return taken(variables, key, batch, given)
+            # Of two branches that are told apart when it runs, with the same names in both.
+            wide = {**batch, "x": jnp.concatenate([batch["x"], batch["x"]])}
+            others = [functools.partial(taken, variables, key, own, given) for own in (batch, wide)]
+            return jax.lax.switch(batch["site"][0] * 0 + branch, others)
+
+        def taken(variables, key, batch, given):
             params = variables["params"]
             value = (net.apply({"params": params["net"]}, batch) ** 2).mean()
             value = poisoned(value, "loss", batch)
@@ -134,7 +144,10 @@ def test_ten_sites_are_named(case, site):
     assert case.told(site, layer) == said.format(layer)
 
 
-@pytest.mark.parametrize("how", [{"remat": True}, {"accumulate": 2}, {"own": True}], ids=str)
+HOW = [{"remat": True}, {"accumulate": 2}, {"own": True}, {"branch": 0}, {"branch": 1, "own": True}]
+
+
+@pytest.mark.parametrize("how", HOW, ids=str)
 def test_however_the_gradient_is_taken(how):
     other = Case(**how)
     at = "at iterations 0, 2 of its scans" if "accumulate" in how else LAYERS.format(2)
