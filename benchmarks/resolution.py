@@ -118,7 +118,7 @@ def measured(run: Run, model: Any, size: int, positions: str, images: int) -> li
 @dataclasses.dataclass
 class Coded:
     """Test images, of each number those of its kind, as the tokenizer shows them at another size:
-    more than they are read as what they are, drawings cannot be.
+    what a size costs before anything is drawn.
 
     images  uint8 [n, side, side, C]; kinds: which of them are of each number, bool [n]
     """

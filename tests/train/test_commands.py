@@ -9,6 +9,7 @@ import pytest
 from bigr_jax.api import Method
 from bigr_jax.data.captioned import FEATURES, WORDS, text_features
 from bigr_jax.errors import UserError
+from bigr_jax.train import commands
 from bigr_jax.train.commands import _drawing
 
 
@@ -59,3 +60,11 @@ def test_classes_are_drawn_by_the_method_itself():
 def test_what_a_model_cannot_draw_is_refused(text, labels, captions, said):
     with pytest.raises(UserError, match=said):
         _drawing(run(), method(text), labels, captions)
+
+
+def test_only_a_model_of_codes_draws_at_another_size(monkeypatch):
+    found = run()
+    found.config.slug, found.methods = "other", {"model": method(())}
+    monkeypatch.setattr(commands, "opened", lambda workdir, overrides: found)
+    with pytest.raises(UserError, match="--size=12: other draws at the size of training alone"):
+        commands.sample("here", None, None, 1, 0, size=12)
