@@ -64,11 +64,12 @@ def class_numbers(text: str) -> list[int] | None:
 COMMAND = Command(
     name="sample",
     summary="Draws pictures from a trained experiment as one PNG, a row per class.",
-    usage="--workdir=DIR [--classes=3,5] [--per_class=8] [--seed=0] [--config.KEY=VALUE ...]",
+    usage="--workdir=DIR [--classes=3,5] [--per_class=8] [--seed=0] [--size=32] ...",
     examples=(
         "bigr sample --workdir=runs/bigr-small",
         "bigr sample --workdir=runs/bigr-small --classes=3,5 --per_class=4 --seed=1",
         "bigr sample --workdir=runs/bigr-small --config.sample.cfg_scale=2.5",
+        "bigr sample --workdir=runs/bigr-sizes --size=32",
     ),
     define=define,
     run=run,

@@ -145,6 +145,7 @@ def test_an_unknown_command_is_told_the_nearest(capsys: pytest.CaptureFixture[st
         (["sample"], "--workdir is missing"),
         (["sample", "--workdir=x", "--classes=a"], "--classes=a is not a list of class numbers"),
         (["sample", "--workdir=x", "--per_class=0"], "--per_class=0: legal: positive integer"),
+        (["sample", "--workdir=x", "--size=0"], "--size=0: legal: positive integer"),
         (["sample", "--workdir=x", "--config=IDEA"], "bigr sample takes no --config"),
         (["show"], "--config is missing"),
         (["show", "IDEA", "--config=IDEA"], "two configs: "),
@@ -258,12 +259,12 @@ def test_eval_prints_every_number(calls: list[Any], capsys: pytest.CaptureFixtur
 
 def test_sample_hands_on_overrides(calls: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
     assert printed(capsys, "sample", "--workdir=w") == "somewhere/grid.png\n"
-    assert calls.pop() == ("w", None, None, 8, 0, {}, [])
-    flags = ["--out=o.png", "--classes=3,5", "--per_class=2", "--seed=7"]
+    assert calls.pop() == ("w", None, None, 8, 0, {}, [], None)
+    flags = ["--out=o.png", "--classes=3,5", "--per_class=2", "--seed=7", "--size=24"]
     printed(capsys, "sample", "--workdir=w", *flags, "--config.sample.cfg_scale=2.5")
-    assert calls.pop() == ("w", "o.png", [3, 5], 2, 7, {"sample.cfg_scale": "2.5"}, [])
+    assert calls.pop() == ("w", "o.png", [3, 5], 2, 7, {"sample.cfg_scale": "2.5"}, [], 24)
     printed(capsys, "sample", "--workdir=w", "--captions=three and one; nine and two;")
-    assert calls.pop()[-1] == ["three and one", "nine and two"]
+    assert calls.pop()[6] == ["three and one", "nine and two"]
 
 
 def test_show_prints_every_setting_and_what_was_changed(
